@@ -1,0 +1,74 @@
+// Included by every source that is compiled once per instruction set. The build defines
+//   PYCONV_ISA          the path's name, which is also its namespace: avx512, avx2 or portable
+//   PYCONV_SIMD_HEADER  the vector interface of that path
+//
+// Such a source may define nothing outside pyconv::cpu::PYCONV_ISA and may include no header whose
+// inline functions or templates the compiler could emit as shared (weak) symbols: the linker keeps
+// one copy of those, and a copy built for AVX-512 would crash older machines. So: no <algorithm>,
+// no <vector>; helpers below are static. tests/test_build.py checks the objects.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../ops.hpp"
+#include "runtime.hpp"
+#include PYCONV_SIMD_HEADER
+
+#define PYCONV_STRINGIFY_(x) #x
+#define PYCONV_STRINGIFY(x) PYCONV_STRINGIFY_(x)
+
+namespace pyconv::cpu::PYCONV_ISA {
+
+static constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Start of part `index` when `total` is cut into `parts` as evenly as possible.
+static inline int64_t part_begin(int64_t total, int64_t parts, int64_t index) {
+  const int64_t size = total / parts, larger = total % parts;
+  return index * size + min(index, larger);
+}
+
+// body(item, worker) for each item in [0, items); see run_parallel.
+template <class Body>
+static inline void parallel_for(int threads, int64_t items, const Body& body) {
+  run_parallel(
+      threads, items,
+      [](void* context, int64_t item, int worker) {
+        (*static_cast<const Body*>(context))(item, worker);
+      },
+      const_cast<Body*>(&body));
+}
+
+// body(begin, end) over [0, size) in pieces worth a thread's while. Elements are independent, so
+// where the pieces end does not show in the result.
+template <class Body>
+static inline void parallel_ranges(int64_t size, int64_t piece, const Body& body) {
+  parallel_for(num_threads(), ceil_div(size, piece),
+               [&](int64_t item, int) { body(item * piece, min((item + 1) * piece, size)); });
+}
+
+// Cuts the calling thread's scratch memory into arrays. Sizes are collected first, since the memory
+// is one allocation.
+class Scratch {
+ public:
+  // Returns a handle: the array's offset. Every array starts on a cache line.
+  template <class T>
+  int64_t reserve(int64_t count) {
+    const int64_t offset = bytes_;
+    bytes_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return offset;
+  }
+  void allocate() { base_ = static_cast<char*>(scratch(static_cast<size_t>(bytes_))); }
+  template <class T>
+  T* at(int64_t offset) const {
+    return reinterpret_cast<T*>(base_ + offset);
+  }
+
+ private:
+  int64_t bytes_ = 0;
+  char* base_ = nullptr;
+};
+
+}  // namespace pyconv::cpu::PYCONV_ISA

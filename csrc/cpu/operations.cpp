@@ -1,0 +1,31 @@
+// The table of one instruction set.
+#include "operations.hpp"
+
+#include "dispatch.hpp"
+
+namespace pyconv::cpu::PYCONV_ISA {
+
+const Operations operations = {
+    .isa = PYCONV_STRINGIFY(PYCONV_ISA),
+    .vector_lanes = lanes,
+    .conv2d = conv2d,
+    .conv2d_backward_data = conv2d_backward_data,
+    .conv2d_backward_weights = conv2d_backward_weights,
+    .dense = dense,
+    .dense_backward_data = dense_backward_data,
+    .dense_backward_weights = dense_backward_weights,
+    .max_pool2d = max_pool2d,
+    .max_pool2d_backward = max_pool2d_backward,
+    .relu = relu,
+    .relu_backward = relu_backward,
+    .dropout = dropout,
+    .softmax = softmax,
+    .softmax_backward = softmax_backward,
+    .softmax_cross_entropy = softmax_cross_entropy,
+    .sgd_step = sgd_step,
+    .rmsprop_step = rmsprop_step,
+    .adam_step = adam_step,
+    .peak_flops = peak_flops,
+};
+
+}  // namespace pyconv::cpu::PYCONV_ISA

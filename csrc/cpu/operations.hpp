@@ -1,0 +1,44 @@
+// The CPU kernels of one instruction set. Contracts are in ../ops.hpp.
+#pragma once
+
+#include "isa.hpp"
+
+namespace pyconv::cpu::PYCONV_ISA {
+
+void conv2d(const Conv2dShape& shape, Activation activation, const float* x, const float* w,
+            const float* b, float* y);
+void conv2d_backward_data(const Conv2dShape& shape, Activation activation, const float* dy,
+                          const float* y, const float* w, float* dx);
+void conv2d_backward_weights(const Conv2dShape& shape, Activation activation, const float* dy,
+                             const float* y, const float* x, float* dw, float* db);
+
+void dense(const DenseShape& shape, Activation activation, const float* x, const float* w,
+           const float* b, float* y);
+void dense_backward_data(const DenseShape& shape, Activation activation, const float* dy,
+                         const float* y, const float* w, float* dx);
+void dense_backward_weights(const DenseShape& shape, Activation activation, const float* dy,
+                            const float* y, const float* x, float* dw, float* db);
+
+void max_pool2d(const Pool2dShape& shape, const float* x, float* y, void* argmax);
+void max_pool2d_backward(const Pool2dShape& shape, const float* dy, const void* argmax, float* dx);
+
+void relu(int64_t size, const float* x, float* y);
+void relu_backward(int64_t size, const float* dy, const float* y, float* dx);
+void dropout(int64_t size, float scale, uint64_t threshold, uint64_t seed, uint64_t offset,
+             const float* x, float* y);
+
+void softmax(int64_t n, int64_t k, const float* x, float* y);
+void softmax_backward(int64_t n, int64_t k, const float* dy, const float* y, float* dx);
+void softmax_cross_entropy(int64_t n, int64_t k, const float* logits, const float* labels,
+                           float* loss, float* probabilities, float* dlogits);
+
+void sgd_step(int64_t size, float* w, const float* dw, float* velocity, float learning_rate,
+              float momentum, bool nesterov);
+void rmsprop_step(int64_t size, float* w, const float* dw, float* velocity, float learning_rate,
+                  float rho, float rest, float epsilon);
+void adam_step(int64_t size, float* w, const float* dw, float* m, float* v, float alpha,
+               float rest_1, float rest_2, float epsilon);
+
+double peak_flops(int64_t iterations);
+
+}  // namespace pyconv::cpu::PYCONV_ISA

@@ -1,0 +1,60 @@
+// One step of an optimizer over a flat array of parameters, in place: w and the slots are read and
+// overwritten, dw is read. The formulas are Keras's (keras/src/optimizers).
+//
+//   sgd_step      v = momentum * v - lr * g;  w += v, or with Nesterov  w += momentum * v - lr * g
+//   rmsprop_step  v = rho * v + rest * g^2;  w -= lr * g / sqrt(v + epsilon)
+//   adam_step     m += (g - m) * rest_1;  v += (g^2 - v) * rest_2;
+//                 w -= alpha * m / (sqrt(v) + epsilon),  alpha with the bias correction in it
+//
+// rest = 1 - rho and so on come from the caller, who has them in double: in float, 1 - 0.999 is off
+// by 1e-5 of its value.
+#include <math.h>
+
+#include "operations.hpp"
+
+namespace pyconv::cpu::PYCONV_ISA {
+
+static constexpr int64_t piece = 8 * 1024;
+
+void sgd_step(int64_t size, float* w, const float* dw, float* velocity, float learning_rate,
+              float momentum, bool nesterov) {
+  parallel_ranges(size, piece, [&](int64_t begin, int64_t end) {
+    if (velocity == nullptr) {
+      for (int64_t i = begin; i < end; ++i) w[i] -= learning_rate * dw[i];
+    } else if (!nesterov) {
+      for (int64_t i = begin; i < end; ++i) {
+        velocity[i] = momentum * velocity[i] - learning_rate * dw[i];
+        w[i] += velocity[i];
+      }
+    } else {
+      for (int64_t i = begin; i < end; ++i) {
+        const float step = learning_rate * dw[i];
+        velocity[i] = momentum * velocity[i] - step;
+        w[i] += momentum * velocity[i] - step;
+      }
+    }
+  });
+}
+
+void rmsprop_step(int64_t size, float* w, const float* dw, float* velocity, float learning_rate,
+                  float rho, float rest, float epsilon) {
+  parallel_ranges(size, piece, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      velocity[i] = rho * velocity[i] + rest * (dw[i] * dw[i]);
+      w[i] -= learning_rate * dw[i] / sqrtf(velocity[i] + epsilon);
+    }
+  });
+}
+
+void adam_step(int64_t size, float* w, const float* dw, float* m, float* v, float alpha,
+               float rest_1, float rest_2, float epsilon) {
+  parallel_ranges(size, piece, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      m[i] += (dw[i] - m[i]) * rest_1;
+      v[i] += (dw[i] * dw[i] - v[i]) * rest_2;
+      w[i] -= alpha * m[i] / (sqrtf(v[i]) + epsilon);
+    }
+  });
+}
+
+}  // namespace pyconv::cpu::PYCONV_ISA

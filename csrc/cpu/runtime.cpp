@@ -1,0 +1,89 @@
+#include "runtime.hpp"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <fstream>
+#include <new>
+#include <string>
+
+namespace pyconv::cpu {
+
+namespace {
+
+// CPUs' worth of time that the cgroup (version 2, then 1) grants, or 0 where it sets no limit.
+// OpenMP looks at the affinity mask only; in a container the quota is what counts.
+int cgroup_cpus() {
+  double quota = 0, period = 0;
+  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2) {
+    std::string word;
+    if (!(v2 >> word >> period) || word == "max") return 0;
+    quota = std::atof(word.c_str());
+  } else {
+    std::ifstream q("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
+    std::ifstream p("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+    if (!(q >> quota) || !(p >> period)) return 0;
+  }
+  if (quota <= 0 || period <= 0) return 0;
+  return std::max(1, static_cast<int>(quota / period + 0.5));
+}
+
+int default_threads() {
+  const int threads = std::max(1, omp_get_max_threads());
+  const int granted = cgroup_cpus();
+  return granted > 0 ? std::min(threads, granted) : threads;
+}
+
+std::atomic<int> requested_threads{0};  // 0: not set, use the default
+
+class Buffer {
+ public:
+  ~Buffer() { std::free(data_); }
+  void* at_least(size_t bytes) {
+    if (bytes > size_) {
+      std::free(data_);
+      data_ = nullptr;
+      size_ = 0;
+      const size_t rounded = (bytes + 4095) / 4096 * 4096;
+      if (rounded < bytes) throw std::bad_alloc();
+      data_ = std::aligned_alloc(64, rounded);
+      if (data_ == nullptr) throw std::bad_alloc();
+      size_ = rounded;
+    }
+    return data_;
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace
+
+int num_threads() {
+  const int requested = requested_threads.load(std::memory_order_relaxed);
+  if (requested > 0) return requested;
+  static const int threads = default_threads();
+  return threads;
+}
+
+void set_num_threads(int count) { requested_threads.store(count, std::memory_order_relaxed); }
+
+void run_parallel(int threads, int64_t items, ParallelBody body, void* context) {
+  threads = static_cast<int>(std::min<int64_t>(threads, items));
+  if (threads <= 1) {
+    for (int64_t item = 0; item < items; ++item) body(context, item, 0);
+    return;
+  }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (int64_t item = 0; item < items; ++item) body(context, item, omp_get_thread_num());
+}
+
+void* scratch(size_t bytes) {
+  thread_local Buffer buffer;
+  return buffer.at_least(std::max<size_t>(bytes, 1));
+}
+
+}  // namespace pyconv::cpu

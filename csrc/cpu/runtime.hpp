@@ -1,0 +1,27 @@
+// What the CPU kernels need from the machine: threads and scratch memory. Compiled once, with
+// baseline flags; the kernels of every instruction set call into it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pyconv::cpu {
+
+// Threads that the next parallel loop may use. The default is OpenMP's (OMP_NUM_THREADS, the
+// affinity mask), capped by the cgroup's CPU quota.
+int num_threads();
+void set_num_threads(int count);
+
+// Calls body(context, item, worker) once for each item in [0, items), on at most `threads` threads;
+// 0 <= worker < threads. Items are handed out dynamically, so results must not depend on which
+// worker gets which. The count is the caller's, who may have sized memory by it: num_threads() can
+// change at any moment.
+using ParallelBody = void (*)(void* context, int64_t item, int worker);
+void run_parallel(int threads, int64_t items, ParallelBody body, void* context);
+
+// Scratch memory of the calling thread, 64-byte aligned, valid until that thread's next call.
+// It grows to the largest request and is kept, so that a training loop allocates nothing.
+// Throws std::bad_alloc.
+void* scratch(size_t bytes);
+
+}  // namespace pyconv::cpu

@@ -1,0 +1,43 @@
+// Vectors of 8 floats: AVX2 + FMA, 16 registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace pyconv::cpu::PYCONV_ISA {
+
+using vec = __m256;
+constexpr int lanes = 8;
+
+// Largest register tiles, by number of vectors per row: tile_rows[2] rows of two vectors keep 12
+// accumulators, 2 weights and 1 broadcast in the 16 registers.
+constexpr int tile_rows[3] = {0, 12, 6};
+
+static inline vec zero() { return _mm256_setzero_ps(); }
+static inline vec broadcast(float value) { return _mm256_set1_ps(value); }
+static inline vec load(const float* p) { return _mm256_loadu_ps(p); }
+static inline void store(float* p, vec v) { _mm256_storeu_ps(p, v); }
+static inline vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
+static inline vec fmadd(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+
+static inline __m256i first_lanes(int64_t n) {
+  const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), index);
+}
+// The first n lanes, 0 <= n <= lanes; memory behind them is not touched, lanes behind them are 0.
+static inline vec load_n(const float* p, int64_t n) {
+  return _mm256_maskload_ps(p, first_lanes(n));
+}
+static inline void store_n(float* p, vec v, int64_t n) {
+  _mm256_maskstore_ps(p, first_lanes(n), v);
+}
+
+// max(v, 0), where NaN stays NaN: of an unordered pair maxps returns its second operand.
+static inline vec relu(vec v) { return _mm256_max_ps(_mm256_setzero_ps(), v); }
+// v where y > 0, else 0.
+static inline vec where_positive(vec y, vec v) {
+  return _mm256_and_ps(_mm256_cmp_ps(y, _mm256_setzero_ps(), _CMP_GT_OQ), v);
+}
+
+}  // namespace pyconv::cpu::PYCONV_ISA

@@ -1,0 +1,44 @@
+// Vectors of 16 floats: AVX-512 (F, BW, DQ, VL), 32 registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace pyconv::cpu::PYCONV_ISA {
+
+using vec = __m512;
+constexpr int lanes = 16;
+
+// Largest register tiles, by number of vectors per row: 12 rows of two vectors keep 24
+// accumulators and 2 weights in the 32 registers; the broadcasts are memory operands.
+constexpr int tile_rows[3] = {0, 12, 12};
+
+static inline vec zero() { return _mm512_setzero_ps(); }
+static inline vec broadcast(float value) { return _mm512_set1_ps(value); }
+static inline vec load(const float* p) { return _mm512_loadu_ps(p); }
+static inline void store(float* p, vec v) { _mm512_storeu_ps(p, v); }
+static inline vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
+static inline vec fmadd(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+
+static inline __mmask16 first_lanes(int64_t n) {
+  return static_cast<__mmask16>((1u << static_cast<unsigned>(n)) - 1u);
+}
+// The first n lanes, 0 <= n <= lanes; memory behind them is not touched, lanes behind them are 0.
+static inline vec load_n(const float* p, int64_t n) {
+  return _mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+static inline void store_n(float* p, vec v, int64_t n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), v);
+}
+
+// max(v, 0), where NaN stays NaN: of an unordered pair vmaxps returns its second operand. The
+// masked form with every lane set is the same instruction; GCC 12 warns falsely about the plain
+// one.
+static inline vec relu(vec v) { return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), v); }
+// v where y > 0, else 0.
+static inline vec where_positive(vec y, vec v) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_GT_OQ), v);
+}
+
+}  // namespace pyconv::cpu::PYCONV_ISA

@@ -1,0 +1,176 @@
+// The two register-blocked inner loops under every convolution and dense layer.
+//
+// Both keep a tile of P rows by Q vectors of sums in registers: each step loads Q vectors and
+// broadcasts P scalars for P * Q multiply-adds, so that the multipliers, not the load ports, are
+// what limits them (6 x 2 on AVX2: 8 loads for 12 multiply-adds, with 2 of each a cycle).
+//
+// Every loop over a tile is unrolled completely, or the sums would live in memory: hence the
+// pragmas.
+//
+// The order of the additions into one sum depends on neither P, nor Q, nor the place in the tile:
+// the same element gets the same bits however the work was cut.
+//
+// Source of the scheme: K. Goto, R. van de Geijn, "Anatomy of high-performance matrix
+// multiplication", ACM TOMS 34 (2008); for direct convolution E. Georganas et al., "Anatomy of
+// high-performance deep learning convolutions on SIMD architectures", SC18.
+#pragma once
+
+#include "isa.hpp"
+
+namespace pyconv::cpu::PYCONV_ISA {
+
+constexpr int max_tile_rows = 12;
+constexpr int64_t panel_lanes = 2 * lanes;
+
+// Output features are cut into panels of two vectors; the last one may be a single vector, and may
+// be filled up with zeros. Panels are stored behind one another, each row contiguous.
+static inline int64_t panel_count(int64_t features) { return ceil_div(features, panel_lanes); }
+static inline int64_t panel_vectors(int64_t features, int64_t panel) {
+  return features - panel * panel_lanes > lanes ? 2 : 1;
+}
+static inline int64_t padded_features(int64_t features) {
+  return ceil_div(features, lanes) * lanes;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Sums over taps and channels:  y[p, f] = bias[f] + sum_t sum_k x[p][t.x + k] * w[t.k, k, f]
+
+struct Tap {
+  int64_t x;  // where the tap reads, relative to the row's origin
+  int64_t k;  // which slice of the weights it takes
+};
+
+struct ForwardTile {
+  const float* x[max_tile_rows];  // origin of each row
+  float* y[max_tile_rows];
+  const Tap* taps;
+  int64_t tap_count;
+  int64_t depth;      // channels under a tap
+  const float* w;     // panel: [k][depth][Q * lanes]
+  const float* bias;  // at the panel's first feature, or null
+  int64_t features;   // how many features of the panel exist
+  bool relu;
+};
+
+template <int P, int Q>
+static void compute(const ForwardTile& tile) {
+  vec sum[P][Q];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) sum[p][q] = zero();
+  }
+  const int64_t depth = tile.depth;
+  for (int64_t t = 0; t < tile.tap_count; ++t) {
+    const Tap tap = tile.taps[t];
+    const float* w = tile.w + tap.k * depth * (Q * lanes);
+    const float* x[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) x[p] = tile.x[p] + tap.x;
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < depth; ++k) {
+      vec weight[Q];
+#pragma GCC unroll 16
+      for (int q = 0; q < Q; ++q) weight[q] = load(w + q * lanes);
+      w += Q * lanes;
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+        const vec value = broadcast(x[p][k]);
+#pragma GCC unroll 16
+        for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, weight[q], sum[p][q]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int q = 0; q < Q; ++q) {
+    const int64_t features = min(tile.features - q * lanes, lanes);
+    vec bias = zero();
+    if (tile.bias != nullptr) {
+      bias =
+          features == lanes ? load(tile.bias + q * lanes) : load_n(tile.bias + q * lanes, features);
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      vec v = tile.bias != nullptr ? add(sum[p][q], bias) : sum[p][q];
+      if (tile.relu) v = relu(v);
+      if (features == lanes) {
+        store(tile.y[p] + q * lanes, v);
+      } else {
+        store_n(tile.y[p] + q * lanes, v, features);
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Sums over pixels:  dw[p, f] += sum_pixel x[p][pixel] * dy[pixel, f]
+
+struct WeightsTile {
+  const float* x[max_tile_rows];  // what each row of the weights multiplies, at the first pixel
+  int64_t x_row, x_pixel;         // steps between rows and between pixels of x
+  const float* dy;                // panel: [rows * pixels][Q * lanes]
+  int64_t rows, pixels;
+  float* dw;       // panel: [P][Q * lanes]
+  bool overwrite;  // start from zero instead of what dw holds
+};
+
+template <int P, int Q>
+static void compute(const WeightsTile& tile) {
+  vec sum[P][Q];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) {
+      sum[p][q] = tile.overwrite ? zero() : load(tile.dw + (p * Q + q) * lanes);
+    }
+  }
+  const float* dy = tile.dy;
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    const float* x[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) x[p] = tile.x[p] + row * tile.x_row;
+    int64_t at = 0;
+#pragma GCC unroll 4
+    for (int64_t pixel = 0; pixel < tile.pixels; ++pixel) {
+      vec gradient[Q];
+#pragma GCC unroll 16
+      for (int q = 0; q < Q; ++q) gradient[q] = load(dy + q * lanes);
+      dy += Q * lanes;
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+        const vec value = broadcast(x[p][at]);
+#pragma GCC unroll 16
+        for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, gradient[q], sum[p][q]);
+      }
+      at += tile.x_pixel;
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) store(tile.dw + (p * Q + q) * lanes, sum[p][q]);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+
+// Runs the instance for this many vectors and rows.
+template <int Q, int P = 1, class Tile>
+static inline void run_rows(const Tile& tile, int64_t rows) {
+  if (rows == P) {
+    compute<P, Q>(tile);
+  } else if constexpr (P < tile_rows[Q]) {
+    run_rows<Q, P + 1>(tile, rows);
+  }
+}
+
+template <class Tile>
+static inline void run_tile(const Tile& tile, int64_t vectors, int64_t rows) {
+  if (vectors == 2) {
+    run_rows<2>(tile, rows);
+  } else {
+    run_rows<1>(tile, rows);
+  }
+}
+
+}  // namespace pyconv::cpu::PYCONV_ISA

@@ -1,0 +1,95 @@
+// The operations of pyconv: the shapes they take and the one table that every backend fills.
+//
+// Layouts: activations NHWC, convolution weights HWIO, everything float32 and dense in memory.
+// Outputs are overwritten, never accumulated into, unless a comment says otherwise. Whoever calls
+// through this table (csrc/bindings) has checked every shape and every pointer; kernels check
+// nothing.
+#pragma once
+
+#include <cstdint>
+
+namespace pyconv {
+
+enum class Activation : int { none, relu };
+
+// A convolution  y[n, oh, ow, oc] = b[oc] + sum x[n, ih, iw, ic] * w[kh, kw, ic, oc]  with
+// ih = oh * stride_h - pad_top + kh * dilation_h (iw alike); taps outside the image count as zero.
+// With groups > 1, ic and oc run within one group.
+struct Conv2dShape {
+  int64_t n, h, w, c;  // x: [n, h, w, c]
+  int64_t kh, kw;      // weights: [kh, kw, c / groups, oc]
+  int64_t oh, ow, oc;  // y: [n, oh, ow, oc]
+  int64_t stride_h, stride_w;
+  int64_t pad_top, pad_left;  // bottom and right follow from oh and ow
+  int64_t dilation_h, dilation_w;
+  int64_t groups;
+};
+
+struct Pool2dShape {
+  int64_t n, h, w, c;  // x: [n, h, w, c]
+  int64_t pool_h, pool_w;
+  int64_t oh, ow;  // y: [n, oh, ow, c]
+  int64_t stride_h, stride_w;
+  int64_t pad_top, pad_left;
+};
+
+// y[n, out] = x[n, in] * w[in, out] + b
+struct DenseShape {
+  int64_t n, in, out;
+};
+
+// Where the winner of each pooling window stood, as its row-major position in the window:
+// uint8_t while the window has at most 256 positions, int32_t beyond.
+constexpr int64_t max_uint8_window = 256;
+
+struct Operations {
+  const char* isa;   // the instruction set that the kernels behind this table were compiled for
+  int vector_lanes;  // floats in a vector register of that path
+
+  // Convolution. b may be null. With Activation::relu the backward passes need the forward output
+  // y and take dy where y > 0, zero elsewhere; y may be null otherwise. db may be null.
+  void (*conv2d)(const Conv2dShape&, Activation, const float* x, const float* w, const float* b,
+                 float* y);
+  void (*conv2d_backward_data)(const Conv2dShape&, Activation, const float* dy, const float* y,
+                               const float* w, float* dx);
+  void (*conv2d_backward_weights)(const Conv2dShape&, Activation, const float* dy, const float* y,
+                                  const float* x, float* dw, float* db);
+
+  void (*dense)(const DenseShape&, Activation, const float* x, const float* w, const float* b,
+                float* y);
+  void (*dense_backward_data)(const DenseShape&, Activation, const float* dy, const float* y,
+                              const float* w, float* dx);
+  void (*dense_backward_weights)(const DenseShape&, Activation, const float* dy, const float* y,
+                                 const float* x, float* dw, float* db);
+
+  // Max pooling. The first maximum wins, NaN wins over numbers, padding never wins.
+  void (*max_pool2d)(const Pool2dShape&, const float* x, float* y, void* argmax);
+  void (*max_pool2d_backward)(const Pool2dShape&, const float* dy, const void* argmax, float* dx);
+
+  // Element by element; output and input may be the same array.
+  void (*relu)(int64_t size, const float* x, float* y);
+  void (*relu_backward)(int64_t size, const float* dy, const float* y, float* dx);
+  // Keeps element i, times scale, where its 32-bit random number is at least threshold.
+  void (*dropout)(int64_t size, float scale, uint64_t threshold, uint64_t seed, uint64_t offset,
+                  const float* x, float* y);
+
+  // Rows of k values.
+  void (*softmax)(int64_t n, int64_t k, const float* x, float* y);
+  void (*softmax_backward)(int64_t n, int64_t k, const float* dy, const float* y, float* dx);
+  void (*softmax_cross_entropy)(int64_t n, int64_t k, const float* logits, const float* labels,
+                                float* loss, float* probabilities, float* dlogits);
+
+  // One optimizer step over `size` parameters, in place; rest = 1 - rho, rest_i = 1 - beta_i.
+  void (*sgd_step)(int64_t size, float* w, const float* dw, float* velocity, float learning_rate,
+                   float momentum, bool nesterov);
+  void (*rmsprop_step)(int64_t size, float* w, const float* dw, float* velocity,
+                       float learning_rate, float rho, float rest, float epsilon);
+  void (*adam_step)(int64_t size, float* w, const float* dw, float* m, float* v, float alpha,
+                    float rest_1, float rest_2, float epsilon);
+
+  // The machine's ceiling for this path: runs `iterations` rounds of independent multiply-adds on
+  // every thread and returns the floating-point operations done.
+  double (*peak_flops)(int64_t iterations);
+};
+
+}  // namespace pyconv
