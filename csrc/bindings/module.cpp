@@ -1,0 +1,532 @@
+// The extension module: checks what Python hands over, releases the GIL, calls the kernel.
+//
+// Every function writes into arrays that the caller has allocated (pyconv/kernels.py does). Shapes
+// are checked here against one another completely, so that no kernel reads or writes out of bounds
+// whatever comes from Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "../cpu/dispatch.hpp"
+#include "../cpu/runtime.hpp"
+#include "array.hpp"
+
+namespace pyconv::bindings {
+
+namespace {
+
+using Pair = std::array<int64_t, 2>;
+using Padding = std::array<int64_t, 4>;  // top, bottom, left, right
+
+// No sum or product of two such parameters and array sizes overflows 64 bits.
+constexpr int64_t largest_parameter = std::numeric_limits<int32_t>::max();
+
+void require_range(const char* name, int64_t value, int64_t least) {
+  if (value < least || value > largest_parameter) {
+    throw py::value_error(std::string(name) + ": expected a value from " + std::to_string(least) +
+                          " to " + std::to_string(largest_parameter) +
+                          ". Received: " + std::to_string(value) + ".");
+  }
+}
+
+int64_t require_positive(const Array& array, size_t axis, const char* what) {
+  if (array.dim(axis) < 1) {
+    throw py::value_error(std::string(array.name()) + ": expected at least one " + what +
+                          ". Received shape " + to_text(array.shape()) + ".");
+  }
+  return array.dim(axis);
+}
+
+int64_t output_size(const char* axis, int64_t size, int64_t kernel, int64_t stride, int64_t before,
+                    int64_t after, int64_t dilation) {
+  const int64_t extent = dilation * (kernel - 1) + 1;
+  const int64_t room = size + before + after - extent;
+  if (room < 0) {
+    throw py::value_error(std::string("the window does not fit: expected an input of at least ") +
+                          std::to_string(extent) + " along the " + axis +
+                          ", padding included. Received: " + std::to_string(size + before + after) +
+                          ". Use a smaller kernel or padding='same'.");
+  }
+  return room / stride + 1;
+}
+
+void require_window(const Pair& strides, const Padding& padding, const Pair& dilation) {
+  for (int64_t value : strides) require_range("strides", value, 1);
+  for (int64_t value : padding) require_range("padding", value, 0);
+  for (int64_t value : dilation) require_range("dilation_rate", value, 1);
+}
+
+Conv2dShape conv2d_shape(const Shape& x, const Array& w, const Pair& strides,
+                         const Padding& padding, const Pair& dilation, int64_t groups) {
+  require_window(strides, padding, dilation);
+  require_range("groups", groups, 1);
+  Conv2dShape s{};
+  s.n = x[0], s.h = x[1], s.w = x[2], s.c = x[3];
+  if (s.n < 0 || s.h < 1 || s.w < 1 || s.c < 1) {
+    throw py::value_error(
+        "x: expected shape (n, height, width, channels) with at least one row, "
+        "column and channel. Received: " +
+        to_text(x) + ".");
+  }
+  if (s.c % groups != 0) {
+    throw py::value_error("groups: expected a divisor of the " + std::to_string(s.c) +
+                          " input channels. Received: " + std::to_string(groups) + ".");
+  }
+  w.require({any, any, s.c / groups, any},
+            "(kernel height, kernel width, input channels / groups, filters)");
+  s.kh = require_positive(w, 0, "row");
+  s.kw = require_positive(w, 1, "column");
+  s.oc = require_positive(w, 3, "filter");
+  if (s.oc % groups != 0) {
+    throw py::value_error("groups: expected a divisor of the " + std::to_string(s.oc) +
+                          " filters. Received: " + std::to_string(groups) + ".");
+  }
+  s.stride_h = strides[0], s.stride_w = strides[1];
+  s.pad_top = padding[0], s.pad_left = padding[2];
+  s.dilation_h = dilation[0], s.dilation_w = dilation[1];
+  s.groups = groups;
+  s.oh = output_size("height", s.h, s.kh, s.stride_h, padding[0], padding[1], s.dilation_h);
+  s.ow = output_size("width", s.w, s.kw, s.stride_w, padding[2], padding[3], s.dilation_w);
+  return s;
+}
+
+Shape conv2d_output(const Conv2dShape& s) { return {s.n, s.oh, s.ow, s.oc}; }
+
+Shape four(const Array& array) { return array.require({any, any, any, any}, "four axes").shape(); }
+
+// The forward output y, which a fused ReLU's backward pass needs.
+Array activation_output(const py::object& object, bool relu, const Shape& shape) {
+  if (!relu) return Array();
+  if (object.is_none()) {
+    throw py::value_error(
+        "y: expected the forward pass's output, which activation='relu' needs in the "
+        "backward pass. Received: None.");
+  }
+  Array y = input(object, "y");
+  y.require(shape, "that of the output");
+  return y;
+}
+
+Activation activation(bool relu) { return relu ? Activation::relu : Activation::none; }
+
+// ---------------------------------------------------------------------------------------------
+
+void conv2d(const py::object& x_, const py::object& w_, const py::object& b_, const py::object& y_,
+            const Pair& strides, const Padding& padding, const Pair& dilation, int64_t groups,
+            bool relu) {
+  const Array x = input(x_, "x"), w = input(w_, "w"), b = optional_input(b_, "b");
+  const Array y = output(y_, "out");
+  const Conv2dShape s = conv2d_shape(four(x), w, strides, padding, dilation, groups);
+  if (b) b.require({s.oc}, "one value a filter");
+  y.require(conv2d_output(s), "that of the output");
+  require_apart({&y}, {&x, &w, &b});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.conv2d(s, activation(relu), x.floats(), w.floats(), b.floats(), y.floats());
+}
+
+void conv2d_backward_data(const py::object& dy_, const py::object& w_, const py::object& y_,
+                          const py::object& dx_, const Pair& strides, const Padding& padding,
+                          const Pair& dilation, int64_t groups, bool relu) {
+  const Array dy = input(dy_, "dy"), w = input(w_, "w"), dx = output(dx_, "dx");
+  const Conv2dShape s = conv2d_shape(four(dx), w, strides, padding, dilation, groups);
+  dy.require(conv2d_output(s), "that of the output");
+  const Array y = activation_output(y_, relu, conv2d_output(s));
+  require_apart({&dx}, {&dy, &w, &y});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.conv2d_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(), dx.floats());
+}
+
+void conv2d_backward_weights(const py::object& dy_, const py::object& x_, const py::object& y_,
+                             const py::object& dw_, const py::object& db_, const Pair& strides,
+                             const Padding& padding, const Pair& dilation, int64_t groups,
+                             bool relu) {
+  const Array dy = input(dy_, "dy"), x = input(x_, "x");
+  const Array dw = output(dw_, "dw"), db = optional_output(db_, "db");
+  const Conv2dShape s = conv2d_shape(four(x), dw, strides, padding, dilation, groups);
+  dy.require(conv2d_output(s), "that of the output");
+  const Array y = activation_output(y_, relu, conv2d_output(s));
+  if (db) db.require({s.oc}, "one value a filter");
+  require_apart({&dw, &db}, {&dy, &x, &y});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.conv2d_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(), dw.floats(),
+                              db.floats());
+}
+
+void conv2d_backward(const py::object& dy_, const py::object& x_, const py::object& w_,
+                     const py::object& y_, const py::object& dx_, const py::object& dw_,
+                     const py::object& db_, const Pair& strides, const Padding& padding,
+                     const Pair& dilation, int64_t groups, bool relu) {
+  const Array dy = input(dy_, "dy"), x = input(x_, "x"), w = input(w_, "w");
+  const Array dx = output(dx_, "dx"), dw = output(dw_, "dw"), db = output(db_, "db");
+  const Conv2dShape s = conv2d_shape(four(x), w, strides, padding, dilation, groups);
+  dy.require(conv2d_output(s), "that of the output");
+  const Array y = activation_output(y_, relu, conv2d_output(s));
+  dx.require(x.shape(), "that of x");
+  dw.require(w.shape(), "that of w");
+  db.require({s.oc}, "one value a filter");
+  require_apart({&dx, &dw, &db}, {&dy, &x, &w, &y});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.conv2d_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(), dx.floats());
+  ops.conv2d_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(), dw.floats(),
+                              db.floats());
+}
+
+// ---------------------------------------------------------------------------------------------
+
+DenseShape dense_shape(const Array& x, const Array& w) {
+  x.require({any, any}, "(n, inputs)");
+  const int64_t in = require_positive(x, 1, "input");
+  w.require({in, any}, "(inputs, units)");
+  return {x.dim(0), in, require_positive(w, 1, "unit")};
+}
+
+void dense(const py::object& x_, const py::object& w_, const py::object& b_, const py::object& y_,
+           bool relu) {
+  const Array x = input(x_, "x"), w = input(w_, "w"), b = optional_input(b_, "b");
+  const Array y = output(y_, "out");
+  const DenseShape s = dense_shape(x, w);
+  if (b) b.require({s.out}, "one value a unit");
+  y.require({s.n, s.out}, "(n, units)");
+  require_apart({&y}, {&x, &w, &b});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.dense(s, activation(relu), x.floats(), w.floats(), b.floats(), y.floats());
+}
+
+void dense_backward_data(const py::object& dy_, const py::object& w_, const py::object& y_,
+                         const py::object& dx_, bool relu) {
+  const Array dy = input(dy_, "dy"), w = input(w_, "w"), dx = output(dx_, "dx");
+  const DenseShape s = dense_shape(dx, w);
+  dy.require({s.n, s.out}, "(n, units)");
+  const Array y = activation_output(y_, relu, {s.n, s.out});
+  require_apart({&dx}, {&dy, &w, &y});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.dense_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(), dx.floats());
+}
+
+void dense_backward_weights(const py::object& dy_, const py::object& x_, const py::object& y_,
+                            const py::object& dw_, const py::object& db_, bool relu) {
+  const Array dy = input(dy_, "dy"), x = input(x_, "x");
+  const Array dw = output(dw_, "dw"), db = optional_output(db_, "db");
+  const DenseShape s = dense_shape(x, dw);
+  dy.require({s.n, s.out}, "(n, units)");
+  const Array y = activation_output(y_, relu, {s.n, s.out});
+  if (db) db.require({s.out}, "one value a unit");
+  require_apart({&dw, &db}, {&dy, &x, &y});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.dense_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(), dw.floats(),
+                             db.floats());
+}
+
+void dense_backward(const py::object& dy_, const py::object& x_, const py::object& w_,
+                    const py::object& y_, const py::object& dx_, const py::object& dw_,
+                    const py::object& db_, bool relu) {
+  const Array dy = input(dy_, "dy"), x = input(x_, "x"), w = input(w_, "w");
+  const Array dx = output(dx_, "dx"), dw = output(dw_, "dw"), db = output(db_, "db");
+  const DenseShape s = dense_shape(x, w);
+  dy.require({s.n, s.out}, "(n, units)");
+  const Array y = activation_output(y_, relu, {s.n, s.out});
+  dx.require(x.shape(), "that of x");
+  dw.require(w.shape(), "that of w");
+  db.require({s.out}, "one value a unit");
+  require_apart({&dx, &dw, &db}, {&dy, &x, &w, &y});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.dense_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(), dx.floats());
+  ops.dense_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(), dw.floats(),
+                             db.floats());
+}
+
+// ---------------------------------------------------------------------------------------------
+
+Pool2dShape pool2d_shape(const Array& x, const Pair& pool, const Pair& strides,
+                         const Padding& padding) {
+  for (int64_t value : pool) require_range("pool_size", value, 1);
+  require_window(strides, padding, {1, 1});
+  for (int axis = 0; axis < 2; ++axis) {
+    // Otherwise a window could lie in the padding altogether and have no maximum.
+    if (padding[2 * axis] >= pool[axis] || padding[2 * axis + 1] >= pool[axis]) {
+      throw py::value_error("padding: expected less than the pool size on every side. Received: " +
+                            to_text({padding.begin(), padding.end()}) + ".");
+    }
+  }
+  if (pool[0] * pool[1] > largest_parameter) {
+    throw py::value_error("pool_size: expected at most " + std::to_string(largest_parameter) +
+                          " positions in a window. Received: " + to_text({pool[0], pool[1]}) + ".");
+  }
+  Pool2dShape s{};
+  x.require({any, any, any, any}, "(n, height, width, channels)");
+  s.n = x.dim(0);
+  s.h = require_positive(x, 1, "row");
+  s.w = require_positive(x, 2, "column");
+  s.c = require_positive(x, 3, "channel");
+  s.pool_h = pool[0], s.pool_w = pool[1];
+  s.stride_h = strides[0], s.stride_w = strides[1];
+  s.pad_top = padding[0], s.pad_left = padding[2];
+  s.oh = output_size("height", s.h, s.pool_h, s.stride_h, padding[0], padding[1], 1);
+  s.ow = output_size("width", s.w, s.pool_w, s.stride_w, padding[2], padding[3], 1);
+  return s;
+}
+
+const char* argmax_dtype(const Pool2dShape& s) {
+  return s.pool_h * s.pool_w <= max_uint8_window ? "uint8" : "int32";
+}
+
+void max_pool2d(const py::object& x_, const py::object& y_, const py::object& argmax_,
+                const Pair& pool, const Pair& strides, const Padding& padding) {
+  const Array x = input(x_, "x"), y = output(y_, "out");
+  const Pool2dShape s = pool2d_shape(x, pool, strides, padding);
+  const Array argmax = output(argmax_, "argmax", argmax_dtype(s));
+  y.require({s.n, s.oh, s.ow, s.c}, "that of the output");
+  argmax.require({s.n, s.oh, s.ow, s.c}, "that of the output");
+  require_apart({&y, &argmax}, {&x});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.max_pool2d(s, x.floats(), y.floats(), argmax.data());
+}
+
+void max_pool2d_backward(const py::object& dy_, const py::object& argmax_, const py::object& dx_,
+                         const Pair& pool, const Pair& strides, const Padding& padding) {
+  const Array dy = input(dy_, "dy"), dx = output(dx_, "dx");
+  const Pool2dShape s = pool2d_shape(dx, pool, strides, padding);
+  const Array argmax(argmax_, "argmax", Array::Access::read, argmax_dtype(s));
+  dy.require({s.n, s.oh, s.ow, s.c}, "that of the output");
+  argmax.require({s.n, s.oh, s.ow, s.c}, "that of the output");
+  require_apart({&dx}, {&dy, &argmax});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.max_pool2d_backward(s, dy.floats(), argmax.data(), dx.floats());
+}
+
+// ---------------------------------------------------------------------------------------------
+
+void relu(const py::object& x_, const py::object& y_) {
+  const Array x = input(x_, "x"), y = output(y_, "out");
+  y.require(x.shape(), "that of x");
+  require_apart_or_same(y, x);
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.relu(x.size(), x.floats(), y.floats());
+}
+
+void relu_backward(const py::object& dy_, const py::object& y_, const py::object& dx_) {
+  const Array dy = input(dy_, "dy"), y = input(y_, "y"), dx = output(dx_, "out");
+  y.require(dy.shape(), "that of dy");
+  dx.require(dy.shape(), "that of dy");
+  require_apart_or_same(dx, dy);
+  require_apart_or_same(dx, y);
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.relu_backward(dy.size(), dy.floats(), y.floats(), dx.floats());
+}
+
+void dropout(const py::object& x_, const py::object& y_, double rate, uint64_t seed,
+             uint64_t offset) {
+  const Array x = input(x_, "x"), y = output(y_, "out");
+  y.require(x.shape(), "that of x");
+  require_apart_or_same(y, x);
+  if (!(rate >= 0.0 && rate < 1.0)) {
+    throw py::value_error("rate: expected a number of at least 0 and below 1. Received: " +
+                          std::string(py::str(py::float_(rate))) + ".");
+  }
+  const auto threshold = static_cast<uint64_t>(std::ceil(std::ldexp(rate, 32)));
+  const auto scale = static_cast<float>(1.0 / (1.0 - rate));
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.dropout(x.size(), scale, threshold, seed, offset, x.floats(), y.floats());
+}
+
+void require_rows(const Array& x) {
+  x.require({any, any}, "(n, classes)");
+  require_positive(x, 1, "class");
+}
+
+void softmax(const py::object& x_, const py::object& y_) {
+  const Array x = input(x_, "x"), y = output(y_, "out");
+  require_rows(x);
+  y.require(x.shape(), "that of x");
+  require_apart_or_same(y, x);
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.softmax(x.dim(0), x.dim(1), x.floats(), y.floats());
+}
+
+void softmax_backward(const py::object& dy_, const py::object& y_, const py::object& dx_) {
+  const Array dy = input(dy_, "dy"), y = input(y_, "y"), dx = output(dx_, "out");
+  require_rows(dy);
+  y.require(dy.shape(), "that of dy");
+  dx.require(dy.shape(), "that of dy");
+  require_apart_or_same(dx, dy);
+  require_apart_or_same(dx, y);
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.softmax_backward(dy.dim(0), dy.dim(1), dy.floats(), y.floats(), dx.floats());
+}
+
+void softmax_cross_entropy(const py::object& logits_, const py::object& labels_,
+                           const py::object& loss_, const py::object& probabilities_,
+                           const py::object& dlogits_) {
+  const Array logits = input(logits_, "logits"), labels = input(labels_, "labels");
+  const Array loss = output(loss_, "loss"), probabilities = output(probabilities_, "probabilities");
+  const Array dlogits = output(dlogits_, "dlogits");
+  require_rows(logits);
+  labels.require(logits.shape(), "that of logits");
+  loss.require({logits.dim(0)}, "one value a row of logits");
+  probabilities.require(logits.shape(), "that of logits");
+  dlogits.require(logits.shape(), "that of logits");
+  require_apart({&loss, &probabilities, &dlogits}, {&logits, &labels});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.softmax_cross_entropy(logits.dim(0), logits.dim(1), logits.floats(), labels.floats(),
+                            loss.floats(), probabilities.floats(), dlogits.floats());
+}
+
+// ---------------------------------------------------------------------------------------------
+
+// w and its companions: equal shapes, memory apart.
+void require_parameters(const Array& w, const Array& dw, const std::vector<const Array*>& slots) {
+  dw.require(w.shape(), "that of w");
+  std::vector<const Array*> written{&w};
+  for (const Array* slot : slots) {
+    if (!*slot) continue;
+    slot->require(w.shape(), "that of w");
+    written.push_back(slot);
+  }
+  require_apart(written, {&dw});
+}
+
+void sgd_step(const py::object& w_, const py::object& dw_, const py::object& velocity_,
+              float learning_rate, float momentum, bool nesterov) {
+  const Array w = output(w_, "w"), dw = input(dw_, "dw");
+  const Array velocity = optional_output(velocity_, "velocity");
+  require_parameters(w, dw, {&velocity});
+  if (!velocity && momentum != 0.0f) {
+    throw py::value_error("velocity: expected an array, which momentum needs. Received: None.");
+  }
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.sgd_step(w.size(), w.floats(), dw.floats(), velocity.floats(), learning_rate, momentum,
+               nesterov);
+}
+
+void rmsprop_step(const py::object& w_, const py::object& dw_, const py::object& velocity_,
+                  double learning_rate, double rho, double epsilon) {
+  const Array w = output(w_, "w"), dw = input(dw_, "dw"), velocity = output(velocity_, "velocity");
+  require_parameters(w, dw, {&velocity});
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.rmsprop_step(w.size(), w.floats(), dw.floats(), velocity.floats(),
+                   static_cast<float>(learning_rate), static_cast<float>(rho),
+                   static_cast<float>(1.0 - rho), static_cast<float>(epsilon));
+}
+
+void adam_step(const py::object& w_, const py::object& dw_, const py::object& m_,
+               const py::object& v_, int64_t step, double learning_rate, double beta_1,
+               double beta_2, double epsilon) {
+  const Array w = output(w_, "w"), dw = input(dw_, "dw");
+  const Array m = output(m_, "m"), v = output(v_, "v");
+  require_parameters(w, dw, {&m, &v});
+  if (step < 1) {
+    throw py::value_error("step: expected a count from 1. Received: " + std::to_string(step) + ".");
+  }
+  const double t = static_cast<double>(step);
+  const double alpha =
+      learning_rate * std::sqrt(1.0 - std::pow(beta_2, t)) / (1.0 - std::pow(beta_1, t));
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  ops.adam_step(w.size(), w.floats(), dw.floats(), m.floats(), v.floats(),
+                static_cast<float>(alpha), static_cast<float>(1.0 - beta_1),
+                static_cast<float>(1.0 - beta_2), static_cast<float>(epsilon));
+}
+
+// ---------------------------------------------------------------------------------------------
+
+// Floating-point operations per second that the path in use reaches in registers, best of some
+// runs.
+double measure_peak(double seconds) {
+  const Operations& ops = cpu::operations();
+  py::gil_scoped_release release;
+  using clock = std::chrono::steady_clock;
+  const auto timed = [&](int64_t iterations) {
+    const auto start = clock::now();
+    const double flops = ops.peak_flops(iterations);
+    return flops / std::chrono::duration<double>(clock::now() - start).count();
+  };
+  constexpr int64_t iterations = 1 << 20;
+  double best = timed(iterations);
+  const auto end = clock::now() + std::chrono::duration<double>(seconds);
+  while (clock::now() < end) best = std::max(best, timed(iterations));
+  return best;
+}
+
+void set_num_threads(int64_t count) {
+  constexpr int64_t most = 1024;
+  if (count < 1 || count > most) {
+    throw py::value_error("num_threads: expected a count from 1 to " + std::to_string(most) +
+                          ". Received: " + std::to_string(count) + ".");
+  }
+  cpu::set_num_threads(static_cast<int>(count));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(PYCONV_MODULE, m) {
+  m.doc() = "pyconv's CPU kernels. Use them through pyconv.kernels.";
+  m.attr("__version__") = PYCONV_VERSION;
+  using py::arg;
+
+  m.def("isa", [] { return cpu::operations().isa; }, "The instruction set in use.");
+  m.def("vector_lanes", [] { return cpu::operations().vector_lanes; }, "Floats in a vector of it.");
+  m.def("available_isas", &cpu::available, "What this machine can run, fastest first.");
+  m.def("set_isa", &cpu::select, arg("name"));
+  m.def("num_threads", &cpu::num_threads);
+  m.def("set_num_threads", &set_num_threads, arg("count"));
+  m.def("measure_peak", &measure_peak, arg("seconds") = 0.2);
+
+  m.def("conv2d", &conv2d, arg("x"), arg("w"), arg("b").none(true), arg("out"), arg("strides"),
+        arg("padding"), arg("dilation_rate"), arg("groups"), arg("relu"));
+  m.def("conv2d_backward_data", &conv2d_backward_data, arg("dy"), arg("w"), arg("y"), arg("dx"),
+        arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"), arg("relu"));
+  m.def("conv2d_backward_weights", &conv2d_backward_weights, arg("dy"), arg("x"), arg("y"),
+        arg("dw"), arg("db"), arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"),
+        arg("relu"));
+  m.def("conv2d_backward", &conv2d_backward, arg("dy"), arg("x"), arg("w"), arg("y"), arg("dx"),
+        arg("dw"), arg("db"), arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"),
+        arg("relu"));
+  m.def("dense", &dense, arg("x"), arg("w"), arg("b"), arg("out"), arg("relu"));
+  m.def("dense_backward_data", &dense_backward_data, arg("dy"), arg("w"), arg("y"), arg("dx"),
+        arg("relu"));
+  m.def("dense_backward_weights", &dense_backward_weights, arg("dy"), arg("x"), arg("y"), arg("dw"),
+        arg("db"), arg("relu"));
+  m.def("dense_backward", &dense_backward, arg("dy"), arg("x"), arg("w"), arg("y"), arg("dx"),
+        arg("dw"), arg("db"), arg("relu"));
+  m.def("max_pool2d", &max_pool2d, arg("x"), arg("out"), arg("argmax"), arg("pool_size"),
+        arg("strides"), arg("padding"));
+  m.def("max_pool2d_backward", &max_pool2d_backward, arg("dy"), arg("argmax"), arg("dx"),
+        arg("pool_size"), arg("strides"), arg("padding"));
+  m.def("relu", &relu, arg("x"), arg("out"));
+  m.def("relu_backward", &relu_backward, arg("dy"), arg("y"), arg("out"));
+  m.def("softmax", &softmax, arg("x"), arg("out"));
+  m.def("softmax_backward", &softmax_backward, arg("dy"), arg("y"), arg("out"));
+  m.def("softmax_cross_entropy", &softmax_cross_entropy, arg("logits"), arg("labels"), arg("loss"),
+        arg("probabilities"), arg("dlogits"));
+  m.def("dropout", &dropout, arg("x"), arg("out"), arg("rate"), arg("seed"), arg("offset"));
+  m.def("sgd_step", &sgd_step, arg("w"), arg("dw"), arg("velocity"), arg("learning_rate"),
+        arg("momentum"), arg("nesterov"));
+  m.def("rmsprop_step", &rmsprop_step, arg("w"), arg("dw"), arg("velocity"), arg("learning_rate"),
+        arg("rho"), arg("epsilon"));
+  m.def("adam_step", &adam_step, arg("w"), arg("dw"), arg("m"), arg("v"), arg("step"),
+        arg("learning_rate"), arg("beta_1"), arg("beta_2"), arg("epsilon"));
+}
+
+}  // namespace pyconv::bindings

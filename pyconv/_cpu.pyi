@@ -1,0 +1,135 @@
+"""The extension module; `pyconv.kernels` documents what its functions compute.
+
+Arrays are NumPy's, C-contiguous; results are written into the arrays given for them. Shapes, dtypes
+and memory are checked: TypeError, ValueError.
+"""
+
+from typing import Any
+
+from numpy import float32
+from numpy.typing import NDArray
+
+_Array = NDArray[float32]
+_Pair = tuple[int, int]
+_Sides = tuple[int, int, int, int]  # top, bottom, left, right
+
+__version__: str
+
+def isa() -> str: ...
+def vector_lanes() -> int: ...
+def available_isas() -> list[str]: ...
+def set_isa(name: str) -> None: ...
+def num_threads() -> int: ...
+def set_num_threads(count: int) -> None: ...
+def measure_peak(seconds: float = 0.2) -> float: ...
+def conv2d(
+    x: _Array,
+    w: _Array,
+    b: _Array | None,
+    out: _Array,
+    strides: _Pair,
+    padding: _Sides,
+    dilation_rate: _Pair,
+    groups: int,
+    relu: bool,
+) -> None: ...
+def conv2d_backward_data(
+    dy: _Array,
+    w: _Array,
+    y: _Array | None,
+    dx: _Array,
+    strides: _Pair,
+    padding: _Sides,
+    dilation_rate: _Pair,
+    groups: int,
+    relu: bool,
+) -> None: ...
+def conv2d_backward_weights(
+    dy: _Array,
+    x: _Array,
+    y: _Array | None,
+    dw: _Array,
+    db: _Array | None,
+    strides: _Pair,
+    padding: _Sides,
+    dilation_rate: _Pair,
+    groups: int,
+    relu: bool,
+) -> None: ...
+def conv2d_backward(
+    dy: _Array,
+    x: _Array,
+    w: _Array,
+    y: _Array | None,
+    dx: _Array,
+    dw: _Array,
+    db: _Array,
+    strides: _Pair,
+    padding: _Sides,
+    dilation_rate: _Pair,
+    groups: int,
+    relu: bool,
+) -> None: ...
+def dense(x: _Array, w: _Array, b: _Array | None, out: _Array, relu: bool) -> None: ...
+def dense_backward_data(
+    dy: _Array, w: _Array, y: _Array | None, dx: _Array, relu: bool
+) -> None: ...
+def dense_backward_weights(
+    dy: _Array, x: _Array, y: _Array | None, dw: _Array, db: _Array | None, relu: bool
+) -> None: ...
+def dense_backward(
+    dy: _Array,
+    x: _Array,
+    w: _Array,
+    y: _Array | None,
+    dx: _Array,
+    dw: _Array,
+    db: _Array,
+    relu: bool,
+) -> None: ...
+def max_pool2d(
+    x: _Array,
+    out: _Array,
+    argmax: NDArray[Any],
+    pool_size: _Pair,
+    strides: _Pair,
+    padding: _Sides,
+) -> None: ...
+def max_pool2d_backward(
+    dy: _Array,
+    argmax: NDArray[Any],
+    dx: _Array,
+    pool_size: _Pair,
+    strides: _Pair,
+    padding: _Sides,
+) -> None: ...
+def relu(x: _Array, out: _Array) -> None: ...
+def relu_backward(dy: _Array, y: _Array, out: _Array) -> None: ...
+def softmax(x: _Array, out: _Array) -> None: ...
+def softmax_backward(dy: _Array, y: _Array, out: _Array) -> None: ...
+def softmax_cross_entropy(
+    logits: _Array, labels: _Array, loss: _Array, probabilities: _Array, dlogits: _Array
+) -> None: ...
+def dropout(x: _Array, out: _Array, rate: float, seed: int, offset: int) -> None: ...
+def sgd_step(
+    w: _Array,
+    dw: _Array,
+    velocity: _Array | None,
+    learning_rate: float,
+    momentum: float,
+    nesterov: bool,
+) -> None: ...
+def rmsprop_step(
+    w: _Array, dw: _Array, velocity: _Array, learning_rate: float, rho: float, epsilon: float
+) -> None: ...
+def adam_step(
+    w: _Array,
+    dw: _Array,
+    m: _Array,
+    v: _Array,
+    step: int,
+    learning_rate: float,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+) -> None: ...

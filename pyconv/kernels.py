@@ -1,0 +1,846 @@
+"""The kernels as pure functions over arrays: what layers are made of, to benchmark and validate.
+
+Arrays are NumPy's, float32, C-contiguous. Activations are NHWC: (batch, height, width, channels);
+convolution weights are HWIO: (kernel height, kernel width, input channels / groups, filters).
+Nothing is converted or copied: a wrong dtype raises `TypeError`, a wrong shape, order or alignment
+`ValueError`. An empty batch is legal, an empty output is not.
+
+Keyword arguments named after results (`out`, `dx`, `dw`, ...) take arrays to write them to, which
+must not overlap with the inputs; without them, new arrays are returned. Gradients are overwritten,
+not accumulated.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyconv import backend
+
+__all__ = [
+    "adam_step",
+    "argmax_dtype",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_backward_data",
+    "conv2d_backward_weights",
+    "dense",
+    "dense_backward",
+    "dense_backward_data",
+    "dense_backward_weights",
+    "dropout",
+    "dropout_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "relu",
+    "relu_backward",
+    "rmsprop_step",
+    "sgd_step",
+    "softmax",
+    "softmax_backward",
+    "softmax_cross_entropy",
+    "window_output_size",
+]
+
+Array = NDArray[np.float32]
+Pair = Union[int, tuple[int, int]]
+Padding = Union[str, int, tuple[int, int], tuple[tuple[int, int], tuple[int, int]]]
+Activation = Union[str, None]
+
+
+# --------------------------------------------------------------------------------------------------
+# Windows: the arithmetic that convolution and pooling share
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _pair(value: Any, name: str) -> tuple[int, int]:
+    values = (value, value) if _is_integer(value) else value
+    if (
+        not isinstance(values, (tuple, list))
+        or len(values) != 2
+        or not all(map(_is_integer, values))
+    ):
+        raise ValueError(f"{name}: expected an integer or a pair of integers. Received: {value!r}.")
+    return int(values[0]), int(values[1])
+
+
+def _pads(
+    padding: Any, size: tuple[int, int], window: tuple[int, int], strides: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Returns the padding (top, bottom, left, right) for windows of this extent."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return 0, 0, 0, 0
+        if padding == "same":
+            # As TensorFlow: outputs of ceil(size / stride), the odd row at the bottom and right.
+            pads = []
+            for n, k, s in zip(size, window, strides):
+                total = max((-(-n // s) - 1) * s + k - n, 0) if s > 0 else 0
+                pads += [total // 2, total - total // 2]
+            return pads[0], pads[1], pads[2], pads[3]
+        raise ValueError(
+            f"padding: expected 'valid', 'same', an integer, a pair or two pairs of integers. "
+            f"Received: {padding!r}."
+        )
+    if isinstance(padding, (tuple, list)) and any(isinstance(p, (tuple, list)) for p in padding):
+        if len(padding) != 2:
+            raise ValueError(
+                f"padding: expected ((top, bottom), (left, right)). Received: {padding!r}."
+            )
+        return (*_pair(padding[0], "padding"), *_pair(padding[1], "padding"))
+    vertical, horizontal = _pair(padding, "padding")
+    return vertical, vertical, horizontal, horizontal
+
+
+def _extent(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
+    return (kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1
+
+
+def window_output_size(
+    size: tuple[int, int],
+    window: Pair,
+    strides: Pair = 1,
+    padding: Padding = "valid",
+    dilation_rate: Pair = 1,
+) -> tuple[int, int]:
+    """Computes the output height and width of a convolution or pooling.
+
+    Along each axis it is floor((size + padding - extent) / stride) + 1, where the window extends
+    over (window - 1) * dilation + 1 elements.
+
+    Args:
+        size: input height and width.
+        window: height and width of the kernel or pool.
+        strides: steps between windows.
+        padding: as for `conv2d`.
+        dilation_rate: steps between the taps of a window.
+
+    Returns:
+        The pair (height, width); below 1 where the window does not fit.
+    """
+    strides = _pair(strides, "strides")
+    extent = _extent(_pair(window, "window"), _pair(dilation_rate, "dilation_rate"))
+    for value in strides:
+        if value < 1:
+            raise ValueError(f"strides: expected at least 1. Received: {strides}.")
+    top, bottom, left, right = _pads(padding, size, extent, strides)
+    return (
+        (size[0] + top + bottom - extent[0]) // strides[0] + 1,
+        (size[1] + left + right - extent[1]) // strides[1] + 1,
+    )
+
+
+def _shape(array: Any, name: str, rank: int) -> tuple[int, ...]:
+    """The shape of an array that an output is allocated from; the binding checks the rest."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array. Received: {type(array).__name__}.")
+    if array.ndim != rank:
+        raise ValueError(f"{name}: expected {rank} axes. Received shape: {array.shape}.")
+    return array.shape
+
+
+def _empty(shape: Any, dtype: Any = np.float32) -> NDArray[Any]:
+    # Impossible sizes are the binding's to report: it says what is wrong with them.
+    return np.empty([max(int(size), 0) for size in shape], dtype)
+
+
+def _relu(activation: Any) -> bool:
+    if activation is None or activation == "relu":
+        return activation == "relu"
+    raise ValueError(f"activation: expected None or 'relu'. Received: {activation!r}.")
+
+
+def _conv2d_geometry(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    strides: Any,
+    padding: Any,
+    dilation_rate: Any,
+    groups: Any,
+    activation: Any,
+) -> tuple[Any, ...]:
+    """What the binding's convolutions take behind their arrays."""
+    strides, dilation = _pair(strides, "strides"), _pair(dilation_rate, "dilation_rate")
+    extent = _extent((w_shape[0], w_shape[1]), dilation)
+    pads = _pads(padding, (x_shape[1], x_shape[2]), extent, strides)
+    if not _is_integer(groups):
+        raise ValueError(f"groups: expected an integer. Received: {groups!r}.")
+    return strides, pads, dilation, int(groups), _relu(activation)
+
+
+def _four(shape: Any, name: str) -> tuple[int, int, int, int]:
+    if (
+        not isinstance(shape, (tuple, list))
+        or len(shape) != 4
+        or not all(_is_integer(size) for size in shape)
+    ):
+        raise ValueError(f"{name}: expected four integers. Received: {shape!r}.")
+    return shape[0], shape[1], shape[2], shape[3]
+
+
+# --------------------------------------------------------------------------------------------------
+# Convolution
+
+
+def conv2d(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    strides: Pair = 1,
+    padding: Padding = "valid",
+    dilation_rate: Pair = 1,
+    groups: int = 1,
+    activation: Activation = None,
+    *,
+    out: Array | None = None,
+) -> Array:
+    """2-D convolution (cross-correlation), with bias and ReLU fused in.
+
+    y[n, i, j, f] = b[f] + sum over r, s, c of
+        x[n, i * stride - top + r * dilation, j * stride - left + s * dilation, c] * w[r, s, c, f]
+
+    where x outside the image counts as zero, and c and f run within one group. The output has
+    floor((size + padding - extent) / stride) + 1 rows and columns: the tutorial's
+    M = (N - F + 2P) / S + 1. (V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep
+    learning", arXiv:1603.07285.)
+
+    Args:
+        x: input (n, h, w, channels).
+        w: kernel (kh, kw, channels / groups, filters).
+        b: bias (filters,), or None.
+        strides: one integer for both axes or a pair.
+        padding: "valid" (none), "same" (as TensorFlow: ceil(size / stride) outputs, the odd row and
+            column of padding at the bottom and right), an integer for all sides, (vertical,
+            horizontal), or ((top, bottom), (left, right)).
+        dilation_rate: one integer for both axes or a pair.
+        groups: parts that channels and filters are divided into, each connected to its own.
+        activation: None or "relu".
+        out: array for the result.
+
+    Returns:
+        y (n, oh, ow, filters).
+
+    Raises:
+        TypeError: if an array is no NumPy array of float32.
+        ValueError: if a shape, order or parameter does not fit.
+    """
+    x_shape, w_shape = _shape(x, "x", 4), _shape(w, "w", 4)
+    geometry = _conv2d_geometry(
+        x_shape, w_shape, strides, padding, dilation_rate, groups, activation
+    )
+    if out is None:
+        out = _empty(_conv2d_output(x_shape, w_shape, geometry))
+    backend.cpu().conv2d(x, w, b, out, *geometry)
+    return out
+
+
+def _conv2d_output(
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], geometry: tuple[Any, ...]
+) -> tuple[int, ...]:
+    strides, pads, dilation = geometry[:3]
+    if min(*strides, *dilation) < 1 or min(pads) < 0:
+        return x_shape[0], 0, 0, w_shape[3]  # the binding says which one it is
+    sides = ((pads[0], pads[1]), (pads[2], pads[3]))
+    size = window_output_size(
+        (x_shape[1], x_shape[2]), (w_shape[0], w_shape[1]), strides, sides, dilation
+    )
+    if min(size) < 1:
+        return x_shape[0], 0, 0, w_shape[3]
+    return x_shape[0], *size, w_shape[3]
+
+
+def conv2d_backward_data(
+    dy: Array,
+    w: Array,
+    x_shape: tuple[int, int, int, int],
+    strides: Pair = 1,
+    padding: Padding = "valid",
+    dilation_rate: Pair = 1,
+    groups: int = 1,
+    activation: Activation = None,
+    *,
+    y: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """The gradient of `conv2d` with respect to x: the transposed convolution of dy with w.
+
+    Args:
+        dy: gradient of the output (n, oh, ow, filters).
+        w: kernel (kh, kw, channels / groups, filters).
+        x_shape: shape of the input, (n, h, w, channels).
+        strides, padding, dilation_rate, groups, activation: as in the forward pass.
+        y: the forward pass's output; needed, and read, with activation="relu" only.
+        out: array for the result.
+
+    Returns:
+        dx (n, h, w, channels).
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    x_shape, w_shape = _four(x_shape, "x_shape"), _shape(w, "w", 4)
+    geometry = _conv2d_geometry(
+        x_shape, w_shape, strides, padding, dilation_rate, groups, activation
+    )
+    if out is None:
+        out = _empty(x_shape)
+    elif isinstance(out, np.ndarray) and out.shape != tuple(x_shape):
+        raise ValueError(f"out: expected shape {tuple(x_shape)}. Received: {out.shape}.")
+    backend.cpu().conv2d_backward_data(dy, w, y, out, *geometry)
+    return out
+
+
+def conv2d_backward_weights(
+    dy: Array,
+    x: Array,
+    w_shape: tuple[int, int, int, int],
+    strides: Pair = 1,
+    padding: Padding = "valid",
+    dilation_rate: Pair = 1,
+    groups: int = 1,
+    activation: Activation = None,
+    *,
+    y: Array | None = None,
+    dw: Array | None = None,
+    db: Array | None = None,
+) -> tuple[Array, Array]:
+    """The gradients of `conv2d` with respect to w and b.
+
+    Args:
+        dy: gradient of the output (n, oh, ow, filters).
+        x: input (n, h, w, channels).
+        w_shape: shape of the kernel, (kh, kw, channels / groups, filters).
+        strides, padding, dilation_rate, groups, activation: as in the forward pass.
+        y: the forward pass's output; needed, and read, with activation="relu" only.
+        dw, db: arrays for the results.
+
+    Returns:
+        dw (kh, kw, channels / groups, filters) and db (filters,).
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    x_shape, w_shape = _shape(x, "x", 4), _four(w_shape, "w_shape")
+    geometry = _conv2d_geometry(
+        x_shape, w_shape, strides, padding, dilation_rate, groups, activation
+    )
+    if dw is None:
+        dw = _empty(w_shape)
+    elif isinstance(dw, np.ndarray) and dw.shape != tuple(w_shape):
+        raise ValueError(f"dw: expected shape {tuple(w_shape)}. Received: {dw.shape}.")
+    if db is None:
+        db = _empty(w_shape[3:])
+    backend.cpu().conv2d_backward_weights(dy, x, y, dw, db, *geometry)
+    return dw, db
+
+
+def conv2d_backward(
+    dy: Array,
+    x: Array,
+    w: Array,
+    strides: Pair = 1,
+    padding: Padding = "valid",
+    dilation_rate: Pair = 1,
+    groups: int = 1,
+    activation: Activation = None,
+    *,
+    y: Array | None = None,
+    dx: Array | None = None,
+    dw: Array | None = None,
+    db: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """All gradients of `conv2d`: `conv2d_backward_data` and `conv2d_backward_weights` in one call.
+
+    Args:
+        dy: gradient of the output (n, oh, ow, filters).
+        x: input (n, h, w, channels).
+        w: kernel (kh, kw, channels / groups, filters).
+        strides, padding, dilation_rate, groups, activation: as in the forward pass.
+        y: the forward pass's output; needed, and read, with activation="relu" only.
+        dx, dw, db: arrays for the results.
+
+    Returns:
+        dx, dw and db, of the shapes of x, w and the bias.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    x_shape, w_shape = _shape(x, "x", 4), _shape(w, "w", 4)
+    geometry = _conv2d_geometry(
+        x_shape, w_shape, strides, padding, dilation_rate, groups, activation
+    )
+    dx = _empty(x_shape) if dx is None else dx
+    dw = _empty(w_shape) if dw is None else dw
+    db = _empty(w_shape[3:]) if db is None else db
+    backend.cpu().conv2d_backward(dy, x, w, y, dx, dw, db, *geometry)
+    return dx, dw, db
+
+
+# --------------------------------------------------------------------------------------------------
+# Pooling
+
+
+def argmax_dtype(pool_size: tuple[int, int]) -> type[np.generic]:
+    """The dtype of `max_pool2d`'s argmax: uint8 while a window has at most 256 positions."""
+    return np.uint8 if pool_size[0] * pool_size[1] <= 256 else np.int32
+
+
+def _pool_geometry(
+    x_shape: tuple[int, ...], pool_size: Any, strides: Any, padding: Any
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
+    pool = _pair(pool_size, "pool_size")
+    strides = pool if strides is None else _pair(strides, "strides")
+    return pool, strides, _pads(padding, (x_shape[1], x_shape[2]), pool, strides)
+
+
+def max_pool2d(
+    x: Array,
+    pool_size: Pair = 2,
+    strides: Pair | None = None,
+    padding: Padding = "valid",
+    *,
+    out: Array | None = None,
+    argmax: NDArray[Any] | None = None,
+) -> tuple[Array, NDArray[Any]]:
+    """2-D max pooling, which also says where each maximum stood.
+
+    The first maximum wins ties, a NaN wins over every number, padding never wins.
+
+    Args:
+        x: input (n, h, w, channels).
+        pool_size: one integer for both axes or a pair.
+        strides: the same; None for pool_size.
+        padding: as for `conv2d`, below the pool size on every side.
+        out, argmax: arrays for the results.
+
+    Returns:
+        y (n, oh, ow, channels), and argmax of the same shape: the maximum's position in its window,
+        row * pool width + column, as uint8 (int32 for windows of more than 256 positions).
+
+    Raises:
+        TypeError: if an array is no NumPy array of the dtype it should have.
+        ValueError: if a shape, order or parameter does not fit.
+    """
+    x_shape = _shape(x, "x", 4)
+    pool, steps, pads = _pool_geometry(x_shape, pool_size, strides, padding)
+    if out is None or argmax is None:
+        shape = _conv2d_output(x_shape, (*pool, 1, x_shape[3]), (steps, pads, (1, 1)))
+        out = _empty(shape) if out is None else out
+        argmax = _empty(shape, argmax_dtype(pool)) if argmax is None else argmax
+    backend.cpu().max_pool2d(x, out, argmax, pool, steps, pads)
+    return out, argmax
+
+
+def max_pool2d_backward(
+    dy: Array,
+    argmax: NDArray[Any],
+    x_shape: tuple[int, int, int, int],
+    pool_size: Pair = 2,
+    strides: Pair | None = None,
+    padding: Padding = "valid",
+    *,
+    out: Array | None = None,
+) -> Array:
+    """The gradient of `max_pool2d`: dy goes to where the maximum stood; where windows overlap it
+    adds up.
+
+    Args:
+        dy: gradient of the output (n, oh, ow, channels).
+        argmax: as `max_pool2d` returned it.
+        x_shape: shape of the input, (n, h, w, channels).
+        pool_size, strides, padding: as in the forward pass.
+        out: array for the result.
+
+    Returns:
+        dx (n, h, w, channels).
+
+    Raises:
+        TypeError, ValueError: as `max_pool2d`.
+    """
+    x_shape = _four(x_shape, "x_shape")
+    pool, steps, pads = _pool_geometry(x_shape, pool_size, strides, padding)
+    if out is None:
+        out = _empty(x_shape)
+    elif isinstance(out, np.ndarray) and out.shape != tuple(x_shape):
+        raise ValueError(f"out: expected shape {tuple(x_shape)}. Received: {out.shape}.")
+    backend.cpu().max_pool2d_backward(dy, argmax, out, pool, steps, pads)
+    return out
+
+
+# --------------------------------------------------------------------------------------------------
+# Dense layer
+
+
+def dense(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    activation: Activation = None,
+    *,
+    out: Array | None = None,
+) -> Array:
+    """Dense layer: y = x w + b, with ReLU fused in.
+
+    Args:
+        x: input (n, inputs).
+        w: kernel (inputs, units).
+        b: bias (units,), or None.
+        activation: None or "relu".
+        out: array for the result.
+
+    Returns:
+        y (n, units).
+
+    Raises:
+        TypeError: if an array is no NumPy array of float32.
+        ValueError: if a shape, order or parameter does not fit.
+    """
+    if out is None:
+        out = _empty((_shape(x, "x", 2)[0], _shape(w, "w", 2)[1]))
+    backend.cpu().dense(x, w, b, out, _relu(activation))
+    return out
+
+
+def dense_backward_data(
+    dy: Array,
+    w: Array,
+    activation: Activation = None,
+    *,
+    y: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """The gradient of `dense` with respect to x: dx = dy w^T.
+
+    Args:
+        dy: gradient of the output (n, units).
+        w: kernel (inputs, units).
+        activation: as in the forward pass.
+        y: the forward pass's output; needed, and read, with activation="relu" only.
+        out: array for the result.
+
+    Returns:
+        dx (n, inputs).
+
+    Raises:
+        TypeError, ValueError: as `dense`.
+    """
+    if out is None:
+        out = _empty((_shape(dy, "dy", 2)[0], _shape(w, "w", 2)[0]))
+    backend.cpu().dense_backward_data(dy, w, y, out, _relu(activation))
+    return out
+
+
+def dense_backward_weights(
+    dy: Array,
+    x: Array,
+    activation: Activation = None,
+    *,
+    y: Array | None = None,
+    dw: Array | None = None,
+    db: Array | None = None,
+) -> tuple[Array, Array]:
+    """The gradients of `dense` with respect to w and b: dw = x^T dy, db = the sum of dy's rows.
+
+    Args:
+        dy: gradient of the output (n, units).
+        x: input (n, inputs).
+        activation: as in the forward pass.
+        y: the forward pass's output; needed, and read, with activation="relu" only.
+        dw, db: arrays for the results.
+
+    Returns:
+        dw (inputs, units) and db (units,).
+
+    Raises:
+        TypeError, ValueError: as `dense`.
+    """
+    units = _shape(dy, "dy", 2)[1]
+    dw = _empty((_shape(x, "x", 2)[1], units)) if dw is None else dw
+    db = _empty((units,)) if db is None else db
+    backend.cpu().dense_backward_weights(dy, x, y, dw, db, _relu(activation))
+    return dw, db
+
+
+def dense_backward(
+    dy: Array,
+    x: Array,
+    w: Array,
+    activation: Activation = None,
+    *,
+    y: Array | None = None,
+    dx: Array | None = None,
+    dw: Array | None = None,
+    db: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """All gradients of `dense`: `dense_backward_data` and `dense_backward_weights` in one call.
+
+    Args:
+        dy: gradient of the output (n, units).
+        x: input (n, inputs).
+        w: kernel (inputs, units).
+        activation: as in the forward pass.
+        y: the forward pass's output; needed, and read, with activation="relu" only.
+        dx, dw, db: arrays for the results.
+
+    Returns:
+        dx (n, inputs), dw (inputs, units) and db (units,).
+
+    Raises:
+        TypeError, ValueError: as `dense`.
+    """
+    x_shape, w_shape = _shape(x, "x", 2), _shape(w, "w", 2)
+    dx = _empty(x_shape) if dx is None else dx
+    dw = _empty(w_shape) if dw is None else dw
+    db = _empty(w_shape[1:]) if db is None else db
+    backend.cpu().dense_backward(dy, x, w, y, dx, dw, db, _relu(activation))
+    return dx, dw, db
+
+
+# --------------------------------------------------------------------------------------------------
+# Element by element, and rows of classes
+
+
+def _like(array: Any, name: str) -> Array:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array. Received: {type(array).__name__}.")
+    return np.empty(array.shape, np.float32)
+
+
+def relu(x: Array, *, out: Array | None = None) -> Array:
+    """max(x, 0), element by element; NaN stays NaN.
+
+    Args:
+        x: array of any shape.
+        out: array for the result; may be x.
+
+    Returns:
+        y, of x's shape.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    out = _like(x, "x") if out is None else out
+    backend.cpu().relu(x, out)
+    return out
+
+
+def relu_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
+    """The gradient of `relu`: dy where the output y is positive, else 0.
+
+    Args:
+        dy: gradient of the output, any shape.
+        y: the output (or the input: they have the same sign), of the same shape.
+        out: array for the result; may be dy.
+
+    Returns:
+        dx, of dy's shape.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    out = _like(dy, "dy") if out is None else out
+    backend.cpu().relu_backward(dy, y, out)
+    return out
+
+
+def softmax(x: Array, *, out: Array | None = None) -> Array:
+    """exp(x) / sum(exp(x)) over the last axis, without overflow for any finite x.
+
+    Args:
+        x: input (n, classes).
+        out: array for the result; may be x.
+
+    Returns:
+        y (n, classes).
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    out = _like(x, "x") if out is None else out
+    backend.cpu().softmax(x, out)
+    return out
+
+
+def softmax_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
+    """The gradient of `softmax`: y * (dy - sum(dy * y)).
+
+    Args:
+        dy: gradient of the output (n, classes).
+        y: the output (n, classes).
+        out: array for the result; may be dy.
+
+    Returns:
+        dx (n, classes).
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    out = _like(dy, "dy") if out is None else out
+    backend.cpu().softmax_backward(dy, y, out)
+    return out
+
+
+def softmax_cross_entropy(
+    logits: Array,
+    labels: Array,
+    *,
+    loss: Array | None = None,
+    probabilities: Array | None = None,
+    dlogits: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Softmax, categorical cross-entropy and the gradient of its mean, in one pass.
+
+    loss[n] = sum_k labels[n, k] * (log sum_j exp(logits[n, j]) - logits[n, k]), stable for any
+    finite logits. (C. Bishop, "Pattern Recognition and Machine Learning", section 4.3.4.)
+
+    Args:
+        logits: (n, classes).
+        labels: (n, classes), a distribution a row: one-hot or soft.
+        loss, probabilities, dlogits: arrays for the results.
+
+    Returns:
+        loss (n,), one value a row; probabilities (n, classes), the softmax; dlogits (n, classes),
+        the gradient of the rows' mean loss: (softmax * sum(labels) - labels) / n.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    shape = _shape(logits, "logits", 2)
+    loss = _empty(shape[:1]) if loss is None else loss
+    probabilities = _empty(shape) if probabilities is None else probabilities
+    dlogits = _empty(shape) if dlogits is None else dlogits
+    backend.cpu().softmax_cross_entropy(logits, labels, loss, probabilities, dlogits)
+    return loss, probabilities, dlogits
+
+
+def dropout(
+    x: Array, rate: float, seed: int, offset: int = 0, *, out: Array | None = None
+) -> Array:
+    """Sets a fraction of the elements to zero and scales the others by 1 / (1 - rate).
+
+    Element i is kept where word i % 4 of Philox4x32-10 with key `seed` and counter
+    (i // 4, offset) is at least rate * 2^32. So the same arguments drop the same elements, on any
+    device and any number of threads. (N. Srivastava et al., JMLR 15 (2014); J. Salmon et al.,
+    "Parallel random numbers: as easy as 1, 2, 3", SC11.)
+
+    Args:
+        x: array of any shape.
+        rate: fraction to drop, from 0 to below 1.
+        seed: key, from 0 to 2^64 - 1.
+        offset: high half of the counter, from 0 to 2^64 - 1: a new one for every step.
+        out: array for the result; may be x.
+
+    Returns:
+        y, of x's shape.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`; ValueError if rate, seed or offset is out of range.
+    """
+    for name, value in (("seed", seed), ("offset", offset)):
+        if not isinstance(value, (int, np.integer)) or not 0 <= value < 2**64:
+            raise ValueError(
+                f"{name}: expected an integer from 0 to 2^64 - 1. Received: {value!r}."
+            )
+    if not isinstance(rate, (int, float, np.number)):
+        raise ValueError(f"rate: expected a number from 0 to below 1. Received: {rate!r}.")
+    out = _like(x, "x") if out is None else out
+    backend.cpu().dropout(x, out, float(rate), int(seed), int(offset))
+    return out
+
+
+def dropout_backward(
+    dy: Array, rate: float, seed: int, offset: int = 0, *, out: Array | None = None
+) -> Array:
+    """The gradient of `dropout`: the same function of dy, with the same rate, seed and offset."""
+    return dropout(dy, rate, seed, offset, out=out)
+
+
+# --------------------------------------------------------------------------------------------------
+# Optimizers
+
+
+def sgd_step(
+    w: Array,
+    dw: Array,
+    velocity: Array | None,
+    learning_rate: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+) -> None:
+    """One step of gradient descent, in place, as Keras defines it.
+
+    velocity = momentum * velocity - learning_rate * dw; w += velocity, or with Nesterov's momentum
+    w += momentum * velocity - learning_rate * dw. Without velocity: w -= learning_rate * dw.
+
+    Args:
+        w: parameters of any shape, overwritten.
+        dw: their gradient.
+        velocity: overwritten; None where momentum is 0.
+        learning_rate, momentum, nesterov: see above.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`; ValueError if momentum comes without a velocity.
+    """
+    backend.cpu().sgd_step(w, dw, velocity, learning_rate, momentum, nesterov)
+
+
+def rmsprop_step(
+    w: Array,
+    dw: Array,
+    velocity: Array,
+    learning_rate: float,
+    rho: float = 0.9,
+    epsilon: float = 1e-7,
+) -> None:
+    """One step of RMSprop, in place, as Keras defines it.
+
+    velocity = rho * velocity + (1 - rho) * dw^2, then
+    w -= learning_rate * dw / sqrt(velocity + epsilon).
+    (T. Tieleman, G. Hinton, "Neural Networks for Machine Learning", lecture 6.5, 2012.)
+
+    Args:
+        w: parameters of any shape, overwritten.
+        dw: their gradient.
+        velocity: running mean of the squared gradient, overwritten; zero before the first step.
+        learning_rate, rho, epsilon: see above.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    backend.cpu().rmsprop_step(w, dw, velocity, learning_rate, rho, epsilon)
+
+
+def adam_step(
+    w: Array,
+    dw: Array,
+    m: Array,
+    v: Array,
+    step: int,
+    learning_rate: float,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+) -> None:
+    """One step of Adam, in place, as Keras defines it.
+
+    m += (dw - m) * (1 - beta_1), v += (dw^2 - v) * (1 - beta_2), then
+    w -= alpha * m / (sqrt(v) + epsilon), where
+    alpha = learning_rate * sqrt(1 - beta_2^step) / (1 - beta_1^step).
+    (D. Kingma, J. Ba, arXiv:1412.6980, the order of operations at the end of section 2.)
+
+    Args:
+        w: parameters of any shape, overwritten.
+        dw: their gradient.
+        m, v: running means of the gradient and its square, overwritten; zero before the first step.
+        step: counts from 1.
+        learning_rate, beta_1, beta_2, epsilon: see above.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`; ValueError if step is below 1.
+    """
+    backend.cpu().adam_step(w, dw, m, v, step, learning_rate, beta_1, beta_2, epsilon)
