@@ -1,0 +1,247 @@
+"""Callbacks: what is told about the progress of training."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyconv.models import Sequential
+
+_ALIASES = {"acc": "accuracy", "val_acc": "val_accuracy"}
+
+
+class Logs(dict[str, Any]):
+    """Values by name, in which "acc" and "val_acc" also find "accuracy" and "val_accuracy"."""
+
+    def __missing__(self, key: str) -> Any:
+        if key in _ALIASES and dict.__contains__(self, _ALIASES[key]):
+            return self[_ALIASES[key]]
+        raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return dict.__contains__(self, key) or dict.__contains__(self, _ALIASES.get(str(key), key))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+
+class Callback:
+    """Base class: define the methods of the moments that you want to know of.
+
+    Epochs and batches are counted from 0. `logs` holds "loss", the metrics by name (running means
+    of the epoch), and at the end of an epoch "val_loss" and so on. Raising KeyboardInterrupt stops
+    training like Ctrl-C; ``self.model.stop_training = True`` stops it after the current batch.
+
+    Attributes:
+        model: the model that is trained.
+        params: a dict with "epochs", "steps" (batches in an epoch), "samples", "batch_size" and
+            "verbose".
+    """
+
+    model: Sequential
+    params: dict[str, Any]
+
+    def set_model(self, model: Sequential) -> None:
+        self.model = model
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        self.params = params
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Called before the first epoch."""
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Called after the last epoch, also if training was interrupted."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Called before the first batch of an epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Called after the last batch of an epoch and its validation."""
+
+    def on_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Another name of :meth:`on_train_batch_begin`."""
+
+    def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Another name of :meth:`on_train_batch_end`."""
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Called before every batch."""
+        self.on_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Called after every batch, when the weights have changed."""
+        self.on_batch_end(batch, logs)
+
+
+class CallbackList(Callback):
+    """Calls several callbacks, one after the other.
+
+    Args:
+        callbacks: the callbacks.
+        model: the model that is trained.
+        params: see :class:`Callback`.
+
+    Raises:
+        TypeError: if one of them is not a callback.
+    """
+
+    def __init__(
+        self, callbacks: Iterable[Callback], model: Sequential, params: dict[str, Any]
+    ) -> None:
+        self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(
+                    "callbacks must be objects of classes derived from pyconv.callbacks.Callback. "
+                    f"Received: {callback!r}"
+                )
+            callback.set_model(model)
+            callback.set_params(params)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_train_begin(logs)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_train_end(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_epoch_end(epoch, logs)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
+
+
+class History(Callback):
+    """What `fit` returns: the values of every epoch.
+
+    Attributes:
+        history: lists by name; ``history["acc"]`` and ``history["accuracy"]`` are the same, and so
+            with "val_".
+        epoch: the numbers of the epochs that were completed.
+        params: see :class:`Callback`.
+        interrupted: whether training was stopped by Ctrl-C.
+
+    Example:
+        >>> history = model.fit(x, y, epochs=2, validation_data=(x_test, y_test))
+        >>> plt.plot(history.history["acc"])
+        >>> plt.plot(history.history["val_acc"])
+    """
+
+    def __init__(self) -> None:
+        self.history: Logs = Logs()
+        self.epoch: list[int] = []
+        self.interrupted = False
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.epoch.append(epoch)
+        for name, value in (logs or {}).items():
+            self.history.setdefault(name, []).append(value)
+
+
+class Progress:
+    """Shows how far a pass over the data is: a bar in a terminal, else one line at its end.
+
+    Args:
+        title: what stands before the values in the line, e.g. "Epoch 1/25".
+        samples: number of samples of the pass.
+        verbose: 0 shows nothing, 1 a bar in a terminal and a line elsewhere, 2 always a line.
+    """
+
+    def __init__(self, title: str, samples: int, verbose: int) -> None:
+        self._title, self._verbose = title, verbose
+        self._start = time.perf_counter()
+        self._done = 0
+        self._rate = 0.0
+        self._bar: Any = None
+        if verbose == 1 and sys.stdout.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=samples,
+                file=sys.stdout,
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+                "[{elapsed}<{remaining}{postfix}]",
+            )
+
+    def update(self, samples: int, logs: dict[str, Any]) -> None:
+        """Counts the samples of a batch; `logs` are the running means."""
+        self._done += samples
+        # Measured here, so that the validation at the end of an epoch does not count.
+        self._rate = self._done / max(time.perf_counter() - self._start, 1e-9)
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(self._values(logs)), refresh=False)
+            self._bar.update(samples)
+
+    def finish(self, logs: dict[str, Any]) -> None:
+        """Shows the final values."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(self._values(logs)))
+            self.close()
+        elif self._verbose:
+            seconds = time.perf_counter() - self._start
+            print(" - ".join([self._title, f"{seconds:.1f}s", *self._values(logs)]), flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is; also needed when a pass is broken off."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _values(self, logs: dict[str, Any]) -> list[str]:
+        return [f"{self._rate:.0f} images/s"] + [
+            f"{name}: {_text(value)}" for name, value in logs.items()
+        ]
+
+
+class ProgbarLogger(Callback):
+    """Shows the progress of training; `fit` adds it unless `verbose` is 0."""
+
+    _progress: Progress | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        verbose, samples = self.params["verbose"], self.params["samples"]
+        title = f"Epoch {epoch + 1}/{self.params['epochs']}"
+        if verbose == 1 and sys.stdout.isatty():
+            print(title, flush=True)
+        self._progress = Progress(title, samples, verbose)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        assert self._progress is not None
+        first = batch * self.params["batch_size"]
+        size = min(self.params["batch_size"], self.params["samples"] - first)
+        self._progress.update(size, logs or {})
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        assert self._progress is not None
+        self._progress.finish(logs or {})
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._progress is not None:
+            self._progress.close()
+
+
+def _text(value: Any) -> str:
+    """A value of the logs; callbacks may have put anything there."""
+    if not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:.4e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"

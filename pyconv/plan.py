@@ -1,0 +1,329 @@
+"""From layers to what is executed: the blocks of a network, their order and their buffers.
+
+A plan is made when a model is first run. All decisions about which layers become one block are made
+here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pyconv import random
+from pyconv.blocks import (
+    Block,
+    ConvBlock,
+    DenseBlock,
+    DropoutBlock,
+    FlattenBlock,
+    LossBlock,
+    MaxPoolBlock,
+    ReluBlock,
+    SoftmaxBlock,
+    SoftmaxCrossEntropyBlock,
+    aligned_zeros,
+)
+from pyconv.layers import (
+    Activation,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    MaxPooling2D,
+    Parameter,
+)
+from pyconv.losses import CategoricalCrossentropy, Loss
+
+_ALIGNMENT = 16  # floats in a cache line
+
+
+class Operation(NamedTuple):
+    """One step of the network before fusion: what it does, and the layer that says how."""
+
+    kind: str
+    layer: Layer
+
+
+class Plan:
+    """The blocks of a sequence of layers and their buffers, for batches of up to `capacity`.
+
+    Args:
+        layers: built layers.
+        input_shape: shape of one sample, without the batch axis.
+        capacity: largest batch; smaller ones use the leading part of the buffers.
+        training: with True every block keeps its outputs, so that :meth:`backward` is possible.
+            With False all of them share two buffers.
+        gradients: for training, the arrays that receive the gradients of the parameters.
+        loss: the loss that :meth:`forward_loss` computes.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        input_shape: tuple[int, ...],
+        capacity: int,
+        training: bool = False,
+        gradients: Mapping[Parameter, np.ndarray] | None = None,
+        loss: Loss | None = None,
+    ) -> None:
+        self.input_shape = input_shape
+        self.capacity = capacity
+        self.blocks = make_blocks(operations(layers), input_shape)
+        self.output_shape = self.blocks[-1].output_shape if self.blocks else input_shape
+        self._loss_blocks = self.blocks
+        self._head: LossBlock | SoftmaxCrossEntropyBlock | None = None
+        if loss is not None:
+            self._make_head(loss)
+        for block in self.blocks:
+            block.allocate(capacity)
+        if training:
+            self._allocate_training(gradients or {})
+        else:
+            self._allocate_inference()
+
+    def forward(self, x: np.ndarray, training: bool = False, step: int = 0) -> np.ndarray:
+        """Returns the outputs (N, *output_shape); they last until the next batch.
+
+        Args:
+            x: (N, *input_shape), float32 and C-contiguous.
+            training: whether dropout acts.
+            step: the number of the training step, which selects dropout's masks.
+        """
+        for block in self.blocks:
+            x = block.forward(x, training, step)
+        return x
+
+    def forward_loss(
+        self, x: np.ndarray, labels: np.ndarray, training: bool = False, step: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the losses (N,) and the predictions (N, K); they last until the next batch."""
+        assert self._head is not None
+        for block in self._loss_blocks:
+            x = block.forward(x, training, step)
+        return self._head.forward(x, labels)
+
+    def backward(self) -> None:
+        """Overwrites the gradients with those of the mean loss of the last :meth:`forward_loss`."""
+        assert self._head is not None
+        dy: np.ndarray | None = self._head.backward()
+        for block in reversed(self._loss_blocks[self._first_trained :]):
+            assert dy is not None
+            dy = block.backward(dy)
+
+    @property
+    def _first_trained(self) -> int:
+        """Index of the first block with parameters: nothing before it needs a gradient."""
+        trained = (index for index, block in enumerate(self.blocks) if block.parameters)
+        return next(trained, len(self.blocks))
+
+    def _make_head(self, loss: Loss) -> None:
+        if not isinstance(loss, CategoricalCrossentropy):
+            self._head = LossBlock(loss)
+            return
+        if len(self.output_shape) != 1:
+            raise ValueError(
+                "categorical_crossentropy expects a model whose outputs have the shape (None, "
+                "classes). "
+                f"Received: outputs of shape {(None, *self.output_shape)}. End the model with "
+                "Flatten() and "
+                "Dense(classes, activation='softmax')"
+            )
+        ends_in_softmax = bool(self.blocks) and isinstance(self.blocks[-1], SoftmaxBlock)
+        if loss.from_logits and ends_in_softmax:
+            warnings.warn(
+                "The loss has from_logits=True, but the model ends in a softmax. Use one or the "
+                "other.",
+                stacklevel=2,
+            )
+        elif ends_in_softmax:
+            self._loss_blocks = self.blocks[:-1]
+        elif not loss.from_logits:
+            self._head = LossBlock(loss)
+            return
+        self._head = SoftmaxCrossEntropyBlock(loss, self.output_shape[0], self.capacity)
+
+    def _allocate_training(self, gradients: Mapping[Parameter, np.ndarray]) -> None:
+        for block in self.blocks:
+            if not block.view:
+                block.output_buffer = aligned_zeros(self.capacity * block.output_size)
+            block.gradients = [gradients[parameter] for parameter in block.parameters]
+        # On their way back, the gradients go to and fro between two buffers, or are changed in
+        # place.
+        needing = [
+            block
+            for block in self._loss_blocks[self._first_trained + 1 :]
+            if not (block.view or block.elementwise)
+        ]
+        buffers = self._two_buffers(max((block.input_size for block in needing), default=0))
+        for index, block in enumerate(needing):
+            block.dx_buffer = buffers[index % 2]
+
+    def _allocate_inference(self) -> None:
+        writing = [block for block in self.blocks if not block.view]
+        buffers = self._two_buffers(max((block.output_size for block in writing), default=0))
+        turn = 0
+        for index, block in enumerate(writing):
+            # An elementwise block writes over its inputs, unless these are the caller's.
+            if index == 0 or not block.elementwise:
+                turn = 1 - turn
+            block.output_buffer = buffers[turn]
+
+    def _two_buffers(self, sample_size: int) -> tuple[np.ndarray, np.ndarray]:
+        return aligned_zeros(self.capacity * sample_size), aligned_zeros(
+            self.capacity * sample_size
+        )
+
+
+def operations(layers: Sequence[Layer]) -> list[Operation]:
+    """The steps of the layers, an activation counting as a step of its own."""
+    kinds = {
+        Activation: "",
+        Conv2D: "conv",
+        Dense: "dense",
+        Dropout: "dropout",
+        Flatten: "flatten",
+        MaxPooling2D: "pool",
+    }
+    steps: list[Operation] = []
+    for layer in layers:
+        kind = next((kind for known, kind in kinds.items() if isinstance(layer, known)), None)
+        if kind is None:
+            raise TypeError(
+                f"{layer.name}: layers of the class {type(layer).__name__} cannot be executed. "
+                f"Expected one of {', '.join(known.__name__ for known in kinds)}"
+            )
+        if kind:
+            steps.append(Operation(kind, layer))
+        activation = getattr(layer, "activation", "linear")
+        if activation != "linear":
+            steps.append(Operation(activation, layer))
+    return steps
+
+
+def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> list[Block]:
+    """The blocks of the steps; steps that can be executed as one become one block."""
+    blocks: list[Block] = []
+    shape = input_shape
+    index = 0
+    while index < len(steps):
+        kind, layer = steps[index]
+        relu = [step.kind for step in steps[index + 1 : index + 2]] == ["relu"]
+        output_shape = _output_shape(layer, shape) if kind not in ("relu", "softmax") else shape
+        length = 1
+        block: Block
+        if kind == "conv":
+            assert isinstance(layer, Conv2D)
+            block = ConvBlock(layer, relu, shape, output_shape)
+            length += relu
+        elif kind == "dense":
+            assert isinstance(layer, Dense)
+            block = DenseBlock(layer, relu, shape, output_shape)
+            length += relu
+        elif kind == "pool":
+            assert isinstance(layer, MaxPooling2D)
+            block = MaxPoolBlock(layer, shape, output_shape)
+        elif kind == "dropout":
+            assert isinstance(layer, Dropout)
+            block = DropoutBlock(layer, shape)
+        elif kind == "flatten":
+            block = FlattenBlock(shape, output_shape)
+        elif kind == "relu":
+            block = ReluBlock(shape)
+        else:
+            block = SoftmaxBlock(shape)
+        blocks.append(block)
+        shape = block.output_shape
+        index += length
+    return blocks
+
+
+class FlatParameters:
+    """All parameters of a model in one array, and their gradients in another of the same layout.
+
+    Every tensor starts at a cache line. So an optimizer's step is one call, whatever the number of
+    layers.
+
+    Attributes:
+        weights, gradients: flat float32 arrays; the gaps between tensors stay zero.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self._parameters = list(parameters)
+        self._offsets = []
+        size = 0
+        for parameter in self._parameters:
+            self._offsets.append(size)
+            size += -(-parameter.size // _ALIGNMENT) * _ALIGNMENT
+        self.weights = aligned_zeros(size)
+        self.gradients = aligned_zeros(size)
+        self._weight_views = self.views(self.weights)
+        self.gradient_views = self.views(self.gradients)
+        self.claim()
+
+    def views(self, flat: np.ndarray) -> list[np.ndarray]:
+        """The tensors in a flat array of this layout, e.g. in an optimizer's slot."""
+        return [
+            flat[offset : offset + parameter.size].reshape(parameter.shape)
+            for offset, parameter in zip(self._offsets, self._parameters)
+        ]
+
+    def claim(self) -> None:
+        """Makes the parameters views of `weights` again, should another model have taken them."""
+        for parameter, view in zip(self._parameters, self._weight_views):
+            if parameter.value is not view:
+                view[...] = parameter.value
+                parameter.value = view
+
+
+def run(layers: Sequence[Layer], x: np.ndarray, training: bool, step: int | None) -> np.ndarray:
+    """Applies layers to an array, building them if need be; returns a new array.
+
+    Args:
+        layers: the layers.
+        x: array of numbers, the batch on its first axis.
+        training: whether dropout acts.
+        step: selects dropout's masks; None draws a new one.
+    """
+    batch = as_float32(x)
+    if batch.ndim < 2:
+        raise ValueError(
+            f"{layers[0].name}: expected an array with the batch on its first axis. "
+            f"Received: shape {batch.shape}. Add the axis: x[np.newaxis]"
+        )
+    shape: Sequence[int | None] = (None, *batch.shape[1:])
+    for layer in layers:
+        layer.build(shape)
+        shape = layer.compute_output_shape(shape)
+    plan = Plan(layers, batch.shape[1:], len(batch))
+    if step is None:
+        step = random.next_seed() if training else 0
+    y = plan.forward(batch, training, step)
+    return y.copy() if np.may_share_memory(y, batch) else y
+
+
+def as_float32(x: np.ndarray) -> np.ndarray:
+    """Numbers as a float32, C-contiguous array; no copy if they are one.
+
+    Raises:
+        TypeError: if `x` does not hold real numbers.
+    """
+    check_numbers(x)
+    return np.require(x, np.float32, ["C", "A"])
+
+
+def check_numbers(x: np.ndarray) -> None:
+    """Raises TypeError if `x` is not an array of real numbers."""
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"Expected a NumPy array of numbers. Received: {type(x).__name__}")
+    if x.dtype.kind not in "buif":
+        raise TypeError(f"Expected an array of real numbers. Received: dtype {x.dtype}")
+
+
+def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(
+        size for size in layer.compute_output_shape((None, *shape))[1:] if size is not None
+    )
