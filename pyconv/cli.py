@@ -1,0 +1,280 @@
+"""The command-line program, `pyconv` or `python -m pyconv`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+import pyconv
+from pyconv.datasets import DataNotFoundError, cifar10, data_dir, mnist, shapes
+from pyconv.utils import set_random_seed, to_categorical
+
+if TYPE_CHECKING:
+    from pyconv.models import Sequential
+
+Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "shapes": "shapes (synthetic)"}
+LOADERS: dict[str, Callable[[], tuple[Split, Split]]] = {
+    "cifar10": cifar10.load_data,
+    "mnist": mnist.load_data,
+    "shapes": shapes.load_data,
+}
+
+
+class _Program(click.Group):
+    """Turns exceptions into one line on stderr and an exit status, unless PYCONV_DEBUG=1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as error:
+            if os.environ.get("PYCONV_DEBUG") == "1":
+                raise
+            text = " ".join(str(error).split()) or "no further explanation"
+            # The library's own errors explain themselves; the names of others help.
+            expected = isinstance(error, (ValueError, RuntimeError, OSError, ImportError))
+            raise click.ClickException(
+                text if expected else f"{type(error).__name__}: {text}"
+            ) from error
+
+
+def _threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--threads", type=click.IntRange(min=1), help="Number of threads.  [default: all cores]"
+    )(command)
+
+
+def _batch_size_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True)(
+        command
+    )
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(pyconv.__version__, prog_name="pyconv")
+def main() -> None:
+    """Convolutional networks whose kernels people can read."""
+
+
+@main.command()
+@click.option(
+    "--data",
+    type=click.Choice(["auto", *LOADERS]),
+    default="auto",
+    show_default=True,
+    help="Data set; auto is cifar10 where it is on disk or can be downloaded, else shapes.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), default=25, show_default=True)
+@_batch_size_option
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of weights, order and dropout.",
+)
+@_threads_option
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("pyconv-run"),
+    show_default=True,
+    help="Folder for model.safetensors, history.csv and curves.png.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use only the first N training images and N/5 test images.",
+)
+@click.pass_context
+def train(
+    ctx: click.Context,
+    data: str,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    threads: int | None,
+    output: Path,
+    limit: int | None,
+) -> None:
+    """Train the tutorial's network on a data set.
+
+    Ctrl-C stops it and saves what has been trained so far.
+    """
+    from pyconv.applications import tutorial_network
+
+    _check_writable(output)
+    _set_threads(threads)
+    set_random_seed(seed)
+
+    data, (train_split, test_split) = _load(data)
+    if limit is not None:
+        train_split = _first(train_split, limit)
+        test_split = _first(test_split, max(1, limit // 5))
+    x, y = _prepare(*train_split)
+    x_test, y_test = _prepare(*test_split)
+    click.echo(f"Training on {len(x):,} images of {TITLES[data]}.")
+
+    model = tutorial_network(x.shape[1:], classes=10)
+    _compile(model)
+    history = model.fit(
+        x, y, batch_size=batch_size, epochs=epochs, validation_data=(x_test, y_test)
+    )
+    _save_run(model, history.history, output)
+    if history.interrupted:
+        ctx.exit(INTERRUPTED)
+    _report(model, data, x_test, y_test, batch_size)
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--data", type=click.Choice(list(LOADERS)), required=True, help="Whose test images to use."
+)
+@_batch_size_option
+@_threads_option
+def evaluate(model: Path, data: str, batch_size: int, threads: int | None) -> None:
+    """Measure loss and accuracy of a saved MODEL."""
+    from pyconv.saving import load_model
+
+    _set_threads(threads)
+    network = load_model(model)
+    if network.get_compile_config() is None:
+        _compile(network)
+    _, test_split = LOADERS[data]()
+    _report(network, data, *_prepare(*test_split), batch_size)
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+def summary(model: Path | None) -> None:
+    """Print the layers of a saved MODEL, or of the tutorial's network."""
+    from pyconv.applications import tutorial_network
+    from pyconv.saving import load_model
+
+    (load_model(model) if model else tutorial_network()).summary()
+
+
+@main.command()
+def info() -> None:
+    """Print versions, and what pyconv found on this machine."""
+    missing = "not there; downloaded when needed"
+    lines = {
+        "pyconv": pyconv.__version__,
+        "Python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
+        "NumPy": np.__version__,
+        "instruction set": f"{pyconv.isa()} (available: {', '.join(pyconv.available_isas())})",
+        "threads": pyconv.get_num_threads(),
+        "device": pyconv.get_device(),
+        "data folder": data_dir(),
+        TITLES["cifar10"]: cifar10.find() or missing,
+        TITLES["mnist"]: mnist.find() or missing,
+        TITLES["shapes"]: "built in",
+    }
+    width = max(map(len, lines)) + 2
+    for name, value in lines.items():
+        click.echo(f"{name + ':':<{width}}{value}")
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        pyconv.set_num_threads(threads)
+
+
+def _load(data: str) -> tuple[str, tuple[Split, Split]]:
+    if data != "auto":
+        return data, LOADERS[data]()
+    try:
+        return "cifar10", LOADERS["cifar10"]()
+    except DataNotFoundError as error:
+        click.echo(f"CIFAR-10 cannot be had: {error}")
+        click.echo("Falling back to shapes, pyconv's own synthetic data set. This is not CIFAR-10.")
+        return "shapes", LOADERS["shapes"]()
+
+
+def _first(split: Split, n: int) -> Split:
+    images, labels = split
+    return images[:n], labels[:n]
+
+
+def _prepare(
+    images: NDArray[np.uint8], labels: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    x = images.astype(np.float32)
+    x /= 255
+    return x.reshape(*images.shape[:3], -1), to_categorical(labels.ravel(), 10)
+
+
+def _compile(model: Sequential) -> None:
+    model.compile(optimizer="rmsprop", loss="categorical_crossentropy", metrics=["accuracy"])
+
+
+def _report(
+    model: Sequential,
+    data: str,
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    batch_size: int,
+) -> None:
+    results = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
+    measured = ", ".join(f"{k} {v:.4f}" for k, v in cast("dict[str, float]", results).items())
+    click.echo(f"Test {measured} on {len(x):,} images of {TITLES[data]}.")
+
+
+def _check_writable(folder: Path) -> None:
+    """Finds out before hours of training, not after, that the results could not be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{secrets.token_hex(4)}.tmp"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot write to {folder}: {error.strerror or error}. Choose another --output."
+        ) from error
+    for name in ("model.safetensors", "history.csv", "curves.png"):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise click.ClickException(
+                f"{folder / name} is there and is not a file. Choose another --output."
+            )
+
+
+def _save_run(model: Sequential, history: Mapping[str, Sequence[float]], folder: Path) -> None:
+    from pyconv.plotting import plot_history
+    from pyconv.saving import atomic_write, save_model
+
+    save_model(model, folder / "model.safetensors")
+    written = ["model.safetensors", "history.csv"]
+
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["epoch", *history])
+    for epoch, row in enumerate(zip(*history.values(), strict=True), 1):
+        writer.writerow([epoch, *row])
+    atomic_write(folder / "history.csv", table.getvalue().encode())
+
+    if history:
+        try:
+            plot_history(history, folder / "curves.png")
+            written.append("curves.png")
+        except ImportError as error:
+            click.echo(f"No curves.png: {error}")
+    click.echo(f"Wrote {', '.join(written)} to {folder}{os.sep}")

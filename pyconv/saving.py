@@ -1,0 +1,221 @@
+"""Models in files: safetensors, which hold numbers and text and nothing that could be executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pyconv.layers import Parameter
+    from pyconv.models import Sequential
+
+FORMAT = 1
+
+# Whatever constructors make of arguments that they were never meant to see.
+_BAD_CONFIG = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
+    """Saves a model: its layers, its weights, and how it was compiled.
+
+    The file is a safetensors file. Its tensors are float32, named after layer and parameter
+    (`conv2d/kernel`, `dense_1/bias`). Its text metadata hold, as JSON under the key `pyconv`:
+    `format` (a number), `version` (of pyconv), `config` (the layers and the input shape) and
+    `compile` (optimizer, loss and metrics; null if the model is not compiled). The optimizer's
+    state is not saved. Equal models give equal files.
+
+    The file is replaced as a whole or not at all: when saving fails, what was there stays.
+
+    Args:
+        model: A built `Sequential`.
+        path: File to write, by custom ending in `.safetensors`.
+
+    Raises:
+        ValueError: The model is not built, two layers have the same name, or the configuration is
+            not plain data.
+        OSError: The file cannot be written.
+
+    Example:
+        >>> pyconv.saving.save_model(model, "model.safetensors")
+    """
+    from safetensors.numpy import save
+
+    import pyconv
+
+    if not model.built:
+        raise ValueError(
+            "the model has no weights yet, because its input shape is not known. Give it an Input "
+            "layer, or call model.build(input_shape), before saving it."
+        )
+    description = {
+        "format": FORMAT,
+        "version": pyconv.__version__,
+        "config": model.get_config(),
+        "compile": model.get_compile_config(),
+    }
+    try:
+        # One key, because safetensors writes several in random order.
+        metadata = {"pyconv": json.dumps(description, allow_nan=False)}
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"the model's configuration cannot be saved: {error}. Received: {description}"
+        ) from error
+    tensors = {name: np.ascontiguousarray(p.value) for name, p in _named_parameters(model)}
+    atomic_write(path, save(tensors, metadata=metadata))
+
+
+def load_model(path: str | os.PathLike[str]) -> Sequential:
+    """Loads a model that `save_model` wrote, compiled if it was compiled.
+
+    Everything in the file is checked before use; nothing in it is executed.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model, built and with its weights.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not a model of pyconv's, is damaged, was written by a newer format,
+            or its weights do not fit its layers.
+
+    Example:
+        >>> model = pyconv.saving.load_model("model.safetensors")
+        >>> model.predict(x)
+    """
+    from pyconv.models import Sequential
+
+    path = Path(path)
+    tensors, description = _read(path)
+    try:
+        model = Sequential.from_config(description["config"])
+    except _BAD_CONFIG as error:
+        raise ValueError(
+            f"{path}: its layers cannot be made: {type(error).__name__}: {error}"
+        ) from error
+    _set_parameters(model, tensors, path)
+    if (compiled := description.get("compile")) is not None:
+        try:
+            model.compile_from_config(compiled)
+        except _BAD_CONFIG as error:
+            raise ValueError(
+                f"{path}: it cannot be compiled as it was: {type(error).__name__}: {error}"
+            ) from error
+    return model
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file as a whole or not at all.
+
+    A link is followed; the file that it points to is replaced.
+
+    Args:
+        path: File to write. Its folder must exist.
+        data: The whole content.
+
+    Raises:
+        OSError: It cannot be written, or is there and not a regular file.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        # Renaming over it would replace a device, such as /dev/null, for the whole system.
+        raise OSError(f"{path} is not a regular file. Choose another name.")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _named_parameters(model: Sequential) -> Iterator[tuple[str, Parameter]]:
+    seen = set()
+    for layer in model.layers:
+        for parameter in layer.parameters:
+            name = f"{layer.name}/{parameter.name}"
+            if name in seen:
+                raise ValueError(
+                    f"two parameters are called {name!r}: give the layers other names."
+                )
+            seen.add(name)
+            yield name, parameter
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder. Expected a file written by save_model.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            description = _parse((file.metadata() or {}).get("pyconv"), path)
+            tensors = {}
+            for name in file.keys():  # noqa: SIM118
+                if (dtype := file.get_slice(name).get_dtype()) != "F32":
+                    raise ValueError(f"{path}: {name} must be of type F32. Received: {dtype}")
+                tensors[name] = file.get_tensor(name)
+            return tensors, description
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a safetensors file, or is damaged: {error}. Expected a file written by "
+            "save_model."
+        ) from error
+
+
+def _parse(text: str | None, path: Path) -> dict[str, Any]:
+    if text is None:
+        raise ValueError(
+            f"{path} is a safetensors file, but no model of pyconv's. Expected a file written by "
+            "save_model."
+        )
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a finite number")
+
+    try:
+        description = json.loads(text, parse_constant=refuse)
+        found = description["format"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path}: its description is damaged: {error!r}") from error
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} has format {found!r}, written by pyconv {description.get('version')!r}; this "
+            f"version reads format {FORMAT}. Load it with that version, or upgrade pyconv."
+        )
+    return description
+
+
+def _set_parameters(model: Sequential, tensors: dict[str, np.ndarray], path: Path) -> None:
+    parameters = dict(_named_parameters(model))
+    if missing := sorted(parameters.keys() - tensors.keys()):
+        raise ValueError(f"{path}: it lacks {', '.join(missing)}, which its layers have.")
+    if extra := sorted(tensors.keys() - parameters.keys()):
+        raise ValueError(f"{path}: it has {', '.join(extra)}, which none of its layers has.")
+    for name, parameter in parameters.items():
+        tensor = tensors[name]
+        if tensor.shape != parameter.value.shape:
+            raise ValueError(
+                f"{path}: {name} must have the shape {parameter.value.shape}. "
+                f"Received: {tensor.shape}"
+            )
+    for name, parameter in parameters.items():
+        parameter.value[...] = tensors[name]
