@@ -1,0 +1,298 @@
+"""The one table of problems, for kernel tests, gradients, recorded outputs and benchmarks."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ConvCase:
+    name: str
+    x: tuple[int, int, int, int]  # N, H, W, C
+    kernel: tuple[int, int]
+    filters: int
+    strides: int | tuple[int, int] = 1
+    padding: Any = "valid"
+    dilation_rate: int | tuple[int, int] = 1
+    groups: int = 1
+    activation: str | None = None
+
+    @property
+    def w(self) -> tuple[int, int, int, int]:
+        return (*self.kernel, self.x[3] // self.groups, self.filters)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Keyword arguments of every conv2d function, but for the activation."""
+        return {
+            "strides": self.strides,
+            "padding": self.padding,
+            "dilation_rate": self.dilation_rate,
+            "groups": self.groups,
+        }
+
+
+@dataclass(frozen=True)
+class PoolCase:
+    name: str
+    x: tuple[int, int, int, int]
+    pool_size: int | tuple[int, int] = 2
+    strides: int | tuple[int, int] | None = None
+    padding: Any = "valid"
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        return {"pool_size": self.pool_size, "strides": self.strides, "padding": self.padding}
+
+
+@dataclass(frozen=True)
+class DenseCase:
+    name: str
+    batch: int
+    inputs: int
+    units: int
+    activation: str | None = None
+
+
+def _tutorial_conv(batch: int) -> list[ConvCase]:
+    layers = [
+        ("1", 32, 3, 32, "same"),
+        ("2", 32, 32, 32, "valid"),
+        ("3", 15, 32, 64, "same"),
+        ("4", 15, 64, 64, "valid"),
+        ("5", 6, 64, 64, "same"),
+        ("6", 6, 64, 64, "valid"),
+    ]
+    return [
+        ConvCase(
+            f"tutorial_conv{i}_n{batch}",
+            (batch, size, size, c),
+            (3, 3),
+            f,
+            padding=p,
+            activation="relu",
+        )
+        for i, size, c, f, p in layers
+    ]
+
+
+_TAILS = (1, 3, 8, 15, 16, 17, 31, 33, 40, 48, 64)
+
+CONV_CASES: tuple[ConvCase, ...] = (
+    *_tutorial_conv(2),
+    *_tutorial_conv(7),
+    # Channel tails on either side of every vector width.
+    *(
+        ConvCase(f"in{c}_out{f}", (2, 6, 7, c), (3, 3), f, padding="same")
+        for c, f in zip(_TAILS, (*_TAILS[4:], *_TAILS[:4]))
+    ),
+    *(ConvCase(f"channels{c}", (1, 5, 9, c), (3, 3), c) for c in _TAILS),
+    # One channel on one side only.
+    ConvCase("in1_out64", (2, 9, 8, 1), (3, 3), 64, padding="same"),
+    ConvCase("in64_out1", (2, 9, 8, 64), (3, 3), 1, padding="same"),
+    ConvCase("in200_out5", (1, 4, 5, 200), (3, 3), 5, padding="same"),
+    ConvCase("in5_out200", (1, 4, 5, 5), (3, 3), 200, padding="same"),
+    # Kernel shapes.
+    ConvCase("k1x1", (2, 7, 5, 16), (1, 1), 33),
+    ConvCase("k1x1_wide", (5, 4, 4, 48), (1, 1), 96, activation="relu"),
+    ConvCase("k1x1_stride2", (2, 7, 8, 17), (1, 1), 16, strides=2),
+    ConvCase("k1x1_padded", (1, 3, 4, 5), (1, 1), 8, padding=1),
+    ConvCase("k2x2", (2, 6, 7, 8), (2, 2), 16),
+    ConvCase("k2x2_same", (2, 5, 7, 3), (2, 2), 17, padding="same"),
+    ConvCase("k2x2_same_stride2", (2, 7, 6, 16), (2, 2), 8, strides=2, padding="same"),
+    ConvCase("k1x3", (2, 5, 9, 16), (1, 3), 16, padding="same"),
+    ConvCase("k3x1", (2, 9, 5, 16), (3, 1), 16, padding="same"),
+    ConvCase("k5x5", (2, 9, 11, 6), (5, 5), 16),
+    ConvCase("k5x5_same", (1, 8, 8, 16), (5, 5), 33, padding="same", activation="relu"),
+    ConvCase("k7x7_same_stride2", (1, 17, 15, 3), (7, 7), 16, strides=2, padding="same"),
+    ConvCase("k7x7", (1, 9, 8, 4), (7, 7), 5),
+    ConvCase("k2x5", (2, 6, 8, 3), (2, 5), 9),
+    ConvCase("k_is_input", (3, 4, 5, 16), (4, 5), 17),
+    ConvCase("k_above_input_same", (2, 3, 2, 8), (5, 7), 16, padding="same"),
+    ConvCase("k_above_input_same_stride2", (2, 3, 4, 3), (7, 7), 8, strides=2, padding="same"),
+    ConvCase("k4x4_same", (1, 7, 9, 5), (4, 4), 16, padding="same"),
+    # Sizes and batches.
+    ConvCase("n1_1x1_image", (1, 1, 1, 16), (1, 1), 16),
+    ConvCase("n1_1x1_image_same", (1, 1, 1, 3), (3, 3), 17, padding="same"),
+    ConvCase("n5_3x3_image", (5, 3, 3, 16), (3, 3), 32),
+    ConvCase("n13", (13, 5, 5, 8), (3, 3), 16, padding="same", activation="relu"),
+    ConvCase("n13_tail", (13, 4, 7, 3), (3, 3), 10),
+    ConvCase("wide", (1, 3, 70, 8), (3, 3), 16, padding="same"),
+    ConvCase("tall", (1, 70, 3, 8), (3, 3), 16, padding="same"),
+    ConvCase("one_row", (2, 1, 40, 16), (1, 3), 16),
+    ConvCase("one_column", (2, 40, 1, 16), (3, 1), 16),
+    # Strides.
+    ConvCase("stride2", (2, 9, 9, 16), (3, 3), 16, strides=2),
+    ConvCase("stride2_same_even", (2, 8, 8, 16), (3, 3), 16, strides=2, padding="same"),
+    ConvCase("stride2_same_odd", (2, 9, 7, 3), (3, 3), 16, strides=2, padding="same"),
+    ConvCase("stride3", (2, 11, 10, 8), (3, 3), 17, strides=3),
+    ConvCase("stride3_same", (1, 10, 11, 5), (5, 5), 8, strides=3, padding="same"),
+    ConvCase("stride1x2", (2, 7, 9, 16), (3, 3), 16, strides=(1, 2)),
+    ConvCase("stride2x1_same", (2, 7, 9, 5), (3, 3), 9, strides=(2, 1), padding="same"),
+    ConvCase("stride3x2", (1, 13, 11, 17), (3, 3), 16, strides=(3, 2), activation="relu"),
+    ConvCase("stride_leftover", (1, 8, 10, 8), (3, 3), 16, strides=2),
+    # The stride steps over inputs: their gradient is 0.
+    ConvCase("stride_above_kernel", (2, 9, 11, 8), (2, 2), 16, strides=3),
+    ConvCase("stride_above_kernel_1x1", (1, 10, 7, 16), (1, 1), 8, strides=(4, 3)),
+    ConvCase("stride_above_kernel_same", (1, 9, 8, 3), (2, 1), 16, strides=4, padding="same"),
+    ConvCase("stride_above_image", (2, 5, 6, 8), (3, 3), 16, strides=50),
+    # Dilation.
+    ConvCase("dilation2", (2, 9, 8, 8), (3, 3), 16, dilation_rate=2),
+    ConvCase("dilation2_same", (2, 7, 9, 17), (3, 3), 16, padding="same", dilation_rate=2),
+    ConvCase("dilation3x1", (1, 11, 6, 3), (3, 3), 8, dilation_rate=(3, 1)),
+    ConvCase("dilation2_stride2", (2, 11, 10, 8), (3, 3), 16, strides=2, dilation_rate=2),
+    ConvCase(
+        "dilation2_stride3_same",
+        (1, 10, 13, 5),
+        (3, 2),
+        9,
+        strides=(3, 2),
+        padding="same",
+        dilation_rate=(2, 3),
+    ),
+    ConvCase("dilation_above_image_same", (1, 3, 4, 8), (3, 3), 8, padding="same", dilation_rate=6),
+    # Groups.
+    ConvCase("groups2", (2, 6, 7, 16), (3, 3), 32, padding="same", groups=2),
+    ConvCase("groups3", (2, 6, 5, 9), (3, 3), 15, groups=3),
+    ConvCase("groups4_1x1", (2, 5, 5, 32), (1, 1), 16, groups=4),
+    ConvCase("depthwise16", (2, 7, 6, 16), (3, 3), 16, padding="same", groups=16),
+    ConvCase("depthwise17_stride2", (2, 9, 8, 17), (3, 3), 17, strides=2, groups=17),
+    ConvCase("depthwise3_x2", (2, 7, 6, 3), (3, 3), 6, padding="same", groups=3),
+    ConvCase("depthwise16_x2", (1, 6, 7, 16), (5, 5), 32, padding="same", groups=16),
+    ConvCase("groups2_dilation2", (1, 9, 9, 6), (3, 3), 10, dilation_rate=2, groups=2),
+    ConvCase(
+        "groups2_tails", (2, 6, 6, 34), (3, 3), 66, padding="same", groups=2, activation="relu"
+    ),
+    # Explicit padding.
+    ConvCase("pad1", (2, 6, 7, 16), (3, 3), 16, padding=1),
+    ConvCase("pad1x2", (2, 6, 7, 8), (3, 5), 16, padding=(1, 2)),
+    ConvCase("pad_asymmetric", (2, 6, 7, 8), (3, 3), 16, padding=((2, 0), (0, 1))),
+    ConvCase("pad_one_side", (1, 5, 6, 3), (3, 3), 17, padding=((0, 3), (4, 0))),
+    ConvCase("pad_above_kernel", (1, 4, 5, 8), (3, 3), 16, padding=4),
+    ConvCase(
+        "pad_above_kernel_stride2", (1, 4, 5, 3), (2, 3), 16, strides=2, padding=((5, 3), (4, 6))
+    ),
+    ConvCase("pad_dilation", (1, 6, 5, 8), (3, 3), 8, padding=3, dilation_rate=3),
+    ConvCase("pad_groups", (1, 5, 6, 8), (3, 3), 8, padding=((1, 2), (2, 1)), groups=4),
+)
+
+
+def _tutorial_pool(batch: int) -> list[PoolCase]:
+    layers = [("1", 30, 32), ("2", 13, 64), ("3", 4, 64)]
+    return [PoolCase(f"tutorial_pool{i}_n{batch}", (batch, s, s, c)) for i, s, c in layers]
+
+
+POOL_CASES: tuple[PoolCase, ...] = (
+    *_tutorial_pool(2),
+    *_tutorial_pool(7),
+    *(PoolCase(f"channels{c}", (2, 5, 8, c)) for c in _TAILS),
+    PoolCase("n1_1x1", (1, 1, 1, 5), 1),
+    PoolCase("whole_image", (3, 4, 5, 16), (4, 5)),
+    PoolCase("pool1", (2, 4, 5, 8), 1),
+    PoolCase("pool1_stride2", (2, 5, 6, 8), 1, 2),
+    PoolCase("pool2_stride1", (2, 6, 5, 16), 2, 1),
+    PoolCase("pool2_same_even", (2, 6, 8, 3), 2, padding="same"),
+    PoolCase("pool2_same_odd", (2, 7, 5, 16), 2, padding="same"),
+    PoolCase("pool2_same_stride1", (1, 5, 6, 17), 2, 1, "same"),
+    PoolCase("pool3", (2, 9, 10, 16), 3),
+    PoolCase("pool3_stride2", (2, 9, 10, 33), 3, 2),
+    PoolCase("pool3_stride2_same", (2, 8, 9, 16), 3, 2, "same"),
+    PoolCase("pool3_stride1_same", (13, 5, 4, 8), 3, 1, "same"),
+    PoolCase("pool2x3", (2, 7, 8, 5), (2, 3)),
+    PoolCase("pool3x1_stride1x2", (2, 7, 9, 16), (3, 1), (1, 2)),
+    PoolCase("stride_above_pool", (2, 9, 11, 16), 2, 3),
+    PoolCase("stride_above_pool_same", (1, 9, 10, 8), 2, (4, 3), "same"),
+    PoolCase("pool_above_image_same", (2, 3, 2, 8), 5, 1, "same"),
+    PoolCase("pool_above_image_same_stride3", (2, 4, 3, 8), (7, 6), 3, "same"),
+    PoolCase("pad1", (2, 6, 7, 16), 3, 2, 1),
+    PoolCase("pad_asymmetric", (2, 5, 6, 8), 3, 1, ((2, 0), (1, 2))),
+    PoolCase("pool16_uint8", (1, 20, 18, 3), 16, 2),  # 256 positions, the last that fit into a byte
+    PoolCase("pool17_int32", (1, 20, 19, 3), 17, 1),
+    PoolCase("pool17_int32_same", (1, 9, 8, 16), (20, 17), 2, "same"),
+    PoolCase("wide", (1, 2, 130, 16)),
+)
+
+DENSE_CASES: tuple[DenseCase, ...] = (
+    DenseCase("tutorial_dense1_n2", 2, 256, 512, "relu"),
+    DenseCase("tutorial_dense2_n2", 2, 512, 10),
+    DenseCase("tutorial_dense1_n7", 7, 256, 512, "relu"),
+    DenseCase("tutorial_dense2_n7", 7, 512, 10),
+    *(DenseCase(f"in{i}_out{u}", 5, i, u) for i, u in zip(_TAILS, (*_TAILS[4:], *_TAILS[:4]))),
+    DenseCase("n1", 1, 100, 50, "relu"),
+    DenseCase("n13", 13, 33, 47, "relu"),
+    DenseCase("n64", 64, 64, 64),
+    DenseCase("n67", 67, 17, 130),
+    DenseCase("1x1x1", 1, 1, 1),
+    DenseCase("mnist", 2, 784, 96, "relu"),
+)
+
+
+def named(table: tuple, names: tuple[str, ...]) -> list:
+    found = {case.name: case for case in table}
+    return [found[name] for name in names]
+
+
+# ------------------------------------------------------------------------------------------- inputs
+
+
+def uniform(key: int, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> np.ndarray:
+    """float32 numbers in [low, high), element i from the i-th 64-bit output of Philox4x64-10 with
+    this key.
+
+    Only the raw stream of NumPy's bit generator is used: NumPy promises that it never changes, so
+    recorded outputs need no recorded inputs.
+    """
+    raw = np.random.Philox(key=key).random_raw(math.prod(shape))
+    return (low + (high - low) * ((raw >> 11) * 2.0**-53)).astype(np.float32).reshape(shape)
+
+
+def reals(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers in [-1, 1) that depend on the name alone."""
+    return uniform(zlib.crc32(name.encode()), shape, -1.0, 1.0)
+
+
+def integers(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Integers from -4 to 4 in float32: sums of fewer than 2^20 products are exact in any order."""
+    values = uniform(zlib.crc32(name.encode()), shape, -4.0, 5.0)
+    return np.asarray(np.minimum(np.floor(values), np.float32(4)))
+
+
+# --------------------------------------------------------------------------- the tutorial's network
+
+TUTORIAL_SHAPES: tuple[tuple[int, ...], ...] = (
+    *((3, 3, 3, 32), (32,), (3, 3, 32, 32), (32,)),
+    *((3, 3, 32, 64), (64,), (3, 3, 64, 64), (64,)),
+    *((3, 3, 64, 64), (64,), (3, 3, 64, 64), (64,)),
+    *((256, 512), (512,), (512, 10), (10,)),
+)
+
+
+def tutorial_weights() -> list[np.ndarray]:
+    """Glorot-uniform weights in Keras's order, and biases that are not 0, lest they be ignored."""
+    weights = []
+    for index, shape in enumerate(TUTORIAL_SHAPES):
+        receptive = math.prod(shape[:-2])
+        limit = 0.05 if len(shape) == 1 else math.sqrt(6.0 / (receptive * (shape[-2] + shape[-1])))
+        weights.append(uniform(1000 + index, shape, -limit, limit))
+    return weights
+
+
+def tutorial_batch() -> tuple[np.ndarray, np.ndarray]:
+    """Four images of noise, and their one-hot labels.
+
+    Of the keys 2000 to 2299 the one whose ReLU inputs and pooling windows stay clearest of a tie
+    with the weights above, by 2.5e-6: several times the rounding errors there, so every float32 run
+    takes the same decisions in its first step.
+    """
+    return uniform(2200, (4, 32, 32, 3)), np.eye(10, dtype=np.float32)[[3, 1, 4, 1]]
+
+
+def sample(array: np.ndarray) -> np.ndarray:
+    """At most 256 entries at a fixed stride; all of a small array."""
+    flat = array.reshape(-1)
+    return flat if flat.size <= 512 else flat[:: flat.size // 256][:256]

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # Imported here, not above: the reference's own tests need no extension module.
+    if "isa" in metafunc.fixturenames:
+        import pyconv
+
+        metafunc.parametrize("isa", pyconv.available_isas(), indirect=True)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest):
+    """The instruction set the test runs on: in turn each that this machine has."""
+    import pyconv
+
+    before = pyconv.isa()
+    pyconv.set_isa(request.param)
+    yield request.param
+    pyconv.set_isa(before)
+
+
+@pytest.fixture
+def num_threads():
+    """`set_num_threads`, undone after the test."""
+    import pyconv
+
+    before = pyconv.get_num_threads()
+    yield pyconv.set_num_threads
+    pyconv.set_num_threads(before)
+
+
+class Guarded:
+    """Arrays that lie between guard bands, at chosen misalignments.
+
+    `like` copies an input, `empty` makes an output full of NaN (of 0xA5 bytes, if integer); `check`
+    looks at the bands.
+    """
+
+    BAND = 64  # elements; a store of any vector width past either end lands in a band
+    PATTERN = 0xA5
+
+    def __init__(self) -> None:
+        self._made: list[tuple[np.ndarray, int, int]] = []
+
+    def empty(self, shape: tuple[int, ...], dtype=np.float32, offset: int = 0) -> np.ndarray:
+        """`offset` elements past a 64-byte boundary."""
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape))
+        raw = np.full((size + 2 * self.BAND + 32) * dtype.itemsize + 64, self.PATTERN, np.uint8)
+        start = -raw.ctypes.data % 64 + (self.BAND + offset) * dtype.itemsize
+        stop = start + size * dtype.itemsize
+        self._made.append((raw, start, stop))
+        array = raw[start:stop].view(dtype).reshape(shape)
+        if dtype.kind == "f":
+            array[...] = np.nan
+        return array
+
+    def like(self, array: np.ndarray, offset: int = 0) -> np.ndarray:
+        copy = self.empty(array.shape, array.dtype, offset)
+        copy[...] = array
+        return copy
+
+    def check(self) -> None:
+        for raw, start, stop in self._made:
+            assert (raw[:start] == self.PATTERN).all(), "wrote before an array"
+            assert (raw[stop:] == self.PATTERN).all(), "wrote past an array"
+
+
+@pytest.fixture
+def guarded():
+    return Guarded()

@@ -1,0 +1,411 @@
+"""What every kernel must compute, in float64 NumPy, written to be read.
+
+Names, argument order and defaults are those of `pyconv.kernels`, without `out=`. Arrays are NHWC,
+weights HWIO. Invalid geometry raises ValueError, so that the reference also says which calls are
+legal. `test_reference.py` checks the gradients here by finite differences, and Philox against its
+published vectors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+UNIT_ROUNDOFF = 2.0**-24  # float32, to nearest
+
+
+# ----------------------------------------------------------------------------------------- geometry
+
+
+def pair(value) -> tuple[int, int]:
+    first, second = (value, value) if isinstance(value, int) else value
+    return first, second
+
+
+def paddings(padding, size, kernel, strides, dilation) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((top, bottom), (left, right)) of any accepted `padding`; `size` is the height and width."""
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "same":
+        # TensorFlow: ceil(size / stride) outputs; an odd total puts the extra row at the bottom,
+        # the column at the right.
+        totals = [
+            max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+            for n, k, s, d in zip(size, kernel, strides, dilation)
+        ]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple(pair(side) for side in pair(padding))
+
+
+def output_size(size, kernel, strides, pads, dilation) -> tuple[int, int]:
+    result = []
+    for n, k, s, (before, after), d in zip(size, kernel, strides, pads, dilation):
+        if n < 1 or k < 1 or s < 1 or d < 1 or before < 0 or after < 0:
+            raise ValueError("sizes, strides and dilation start at 1, padding at 0")
+        room = n + before + after - ((k - 1) * d + 1)
+        if room < 0:
+            raise ValueError("the window does not fit into the padded input")
+        result.append(room // s + 1)
+    return tuple(result)
+
+
+def window_geometry(size, kernel, strides, padding, dilation):
+    strides, dilation = pair(strides), pair(dilation)
+    if min(*strides, *dilation) < 1:
+        raise ValueError("strides and dilation start at 1")
+    pads = paddings(padding, size, kernel, strides, dilation)
+    return strides, dilation, pads, output_size(size, kernel, strides, pads, dilation)
+
+
+def tap(padded, row, column, strides, out):
+    """The input pixel that each of the `out` windows sees at one kernel position (a view)."""
+    return padded[
+        :,
+        row : row + (out[0] - 1) * strides[0] + 1 : strides[0],
+        column : column + (out[1] - 1) * strides[1] + 1 : strides[1],
+    ]
+
+
+def pad_image(x, pads, value):
+    return np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
+
+
+def crop_image(x, pads, size):
+    (top, _), (left, _) = pads
+    return x[:, top : top + size[0], left : left + size[1]]
+
+
+# -------------------------------------------------------------------------------------- convolution
+
+
+def conv_geometry(x_shape, w_shape, strides, padding, dilation_rate, groups):
+    channels, filters = x_shape[3], w_shape[3]
+    if min(channels, filters, groups) < 1 or channels % groups or filters % groups:
+        raise ValueError("groups must divide channels and filters, all at least 1")
+    if w_shape[2] != channels // groups:
+        raise ValueError("the weights' third dimension is channels / groups")
+    return window_geometry(x_shape[1:3], w_shape[:2], strides, padding, dilation_rate)
+
+
+def group_slices(channels, filters, groups):
+    c, f = channels // groups, filters // groups
+    return [(slice(g * c, (g + 1) * c), slice(g * f, (g + 1) * f)) for g in range(groups)]
+
+
+def conv2d(
+    x, w, b=None, strides=1, padding="valid", dilation_rate=1, groups=1, activation=None
+) -> np.ndarray:
+    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    strides, dilation, pads, out = conv_geometry(
+        x.shape, w.shape, strides, padding, dilation_rate, groups
+    )
+    padded = pad_image(x, pads, 0.0)
+    y = np.zeros((x.shape[0], *out, w.shape[3]))
+    for kh, kw in np.ndindex(w.shape[:2]):
+        seen = tap(padded, kh * dilation[0], kw * dilation[1], strides, out)
+        for cs, fs in group_slices(x.shape[3], w.shape[3], groups):
+            y[..., fs] += seen[..., cs] @ w[kh, kw, :, fs]
+    if b is not None:
+        y += b
+    return relu(y) if activation == "relu" else y
+
+
+def conv2d_backward_data(
+    dy,
+    w,
+    x_shape,
+    strides=1,
+    padding="valid",
+    dilation_rate=1,
+    groups=1,
+    activation=None,
+    *,
+    y=None,
+) -> np.ndarray:
+    dy, w = before_activation(dy, activation, y), np.asarray(w, np.float64)
+    strides, dilation, pads, out = conv_geometry(
+        x_shape, w.shape, strides, padding, dilation_rate, groups
+    )
+    dx = pad_image(np.zeros(x_shape), pads, 0.0)
+    for kh, kw in np.ndindex(w.shape[:2]):
+        seen = tap(dx, kh * dilation[0], kw * dilation[1], strides, out)
+        for cs, fs in group_slices(x_shape[3], w.shape[3], groups):
+            seen[..., cs] += dy[..., fs] @ w[kh, kw, :, fs].T
+    return crop_image(dx, pads, x_shape[1:3])
+
+
+def conv2d_backward_weights(
+    dy,
+    x,
+    w_shape,
+    strides=1,
+    padding="valid",
+    dilation_rate=1,
+    groups=1,
+    activation=None,
+    *,
+    y=None,
+) -> tuple[np.ndarray, np.ndarray]:
+    dy, x = before_activation(dy, activation, y), np.asarray(x, np.float64)
+    strides, dilation, pads, out = conv_geometry(
+        x.shape, w_shape, strides, padding, dilation_rate, groups
+    )
+    padded = pad_image(x, pads, 0.0)
+    dw = np.zeros(w_shape)
+    for kh, kw in np.ndindex(w_shape[:2]):
+        seen = tap(padded, kh * dilation[0], kw * dilation[1], strides, out)
+        for cs, fs in group_slices(x.shape[3], w_shape[3], groups):
+            dw[kh, kw, :, fs] = np.tensordot(
+                seen[..., cs], dy[..., fs], axes=((0, 1, 2), (0, 1, 2))
+            )
+    return dw, dy.sum(axis=(0, 1, 2))
+
+
+def conv2d_backward(
+    dy, x, w, strides=1, padding="valid", dilation_rate=1, groups=1, activation=None, *, y=None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    geometry = (strides, padding, dilation_rate, groups, activation)
+    dx = conv2d_backward_data(dy, w, np.shape(x), *geometry, y=y)
+    return dx, *conv2d_backward_weights(dy, x, np.shape(w), *geometry, y=y)
+
+
+def before_activation(dy, activation, y):
+    return np.asarray(dy, np.float64) if activation is None else relu_backward(dy, y)
+
+
+# -------------------------------------------------------------------------------------- max pooling
+
+
+def pool_geometry(x_shape, pool_size, strides, padding):
+    pool = pair(pool_size)
+    if x_shape[3] < 1:
+        raise ValueError("at least one channel")
+    strides = pool if strides is None else pair(strides)
+    strides, _, pads, out = window_geometry(x_shape[1:3], pool, strides, padding, 1)
+    if any(max(sides) >= size for sides, size in zip(pads, pool)):
+        raise ValueError("a window could lie in the padding alone")
+    return pool, strides, pads, out
+
+
+def max_pool2d(x, pool_size=2, strides=None, padding="valid") -> tuple[np.ndarray, np.ndarray]:
+    x = np.asarray(x, np.float64)
+    pool, strides, pads, out = pool_geometry(x.shape, pool_size, strides, padding)
+    padded = pad_image(x, pads, 0.0)
+    inside = pad_image(np.ones(x.shape, bool), pads, False)
+    shape = (x.shape[0], *out, x.shape[3])
+    y, argmax, found = np.zeros(shape), np.zeros(shape, np.int64), np.zeros(shape, bool)
+    for position, (kh, kw) in enumerate(np.ndindex(pool)):
+        seen = tap(padded, kh, kw, strides, out)
+        # Strictly greater: the first maximum wins. Nothing is greater than a NaN, so the first NaN
+        # wins.
+        better = ~found | (seen > y) | (np.isnan(seen) & ~np.isnan(y))
+        better &= tap(inside, kh, kw, strides, out)
+        y, argmax, found = (
+            np.where(better, seen, y),
+            np.where(better, position, argmax),
+            found | better,
+        )
+    return y, argmax.astype(np.uint8 if pool[0] * pool[1] <= 256 else np.int32)
+
+
+def max_pool2d_backward(
+    dy, argmax, x_shape, pool_size=2, strides=None, padding="valid"
+) -> np.ndarray:
+    dy = np.asarray(dy, np.float64)
+    pool, strides, pads, out = pool_geometry(x_shape, pool_size, strides, padding)
+    dx = pad_image(np.zeros(x_shape), pads, 0.0)
+    for position, (kh, kw) in enumerate(np.ndindex(pool)):
+        seen = tap(dx, kh, kw, strides, out)
+        seen += np.where(argmax == position, dy, 0.0)
+    return crop_image(dx, pads, x_shape[1:3])
+
+
+# -------------------------------------------------------------------------------------------- dense
+
+
+def check_dense(x_shape, w_shape) -> None:
+    if x_shape[1] != w_shape[0] or min(w_shape) < 1:
+        raise ValueError("x (n, inputs), w (inputs, units), at least one input and one unit")
+
+
+def dense(x, w, b=None, activation=None) -> np.ndarray:
+    check_dense(np.shape(x), np.shape(w))
+    y = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
+    if b is not None:
+        y += b
+    return relu(y) if activation == "relu" else y
+
+
+def dense_backward_data(dy, w, activation=None, *, y=None) -> np.ndarray:
+    return before_activation(dy, activation, y) @ np.asarray(w, np.float64).T
+
+
+def dense_backward_weights(dy, x, activation=None, *, y=None) -> tuple[np.ndarray, np.ndarray]:
+    dy = before_activation(dy, activation, y)
+    return np.asarray(x, np.float64).T @ dy, dy.sum(axis=0)
+
+
+def dense_backward(
+    dy, x, w, activation=None, *, y=None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    check_dense(np.shape(x), np.shape(w))
+    dx = dense_backward_data(dy, w, activation, y=y)
+    return dx, *dense_backward_weights(dy, x, activation, y=y)
+
+
+# ---------------------------------------------------------------------------------------- pointwise
+
+
+def relu(x) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return np.where((x > 0) | np.isnan(x), x, 0.0)
+
+
+def relu_backward(dy, y) -> np.ndarray:
+    return np.where(np.asarray(y) > 0, np.asarray(dy, np.float64), 0.0)
+
+
+def log_softmax(x) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    shifted = x - x.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def softmax(x) -> np.ndarray:
+    return np.exp(log_softmax(x))
+
+
+def softmax_backward(dy, y) -> np.ndarray:
+    dy, y = np.asarray(dy, np.float64), np.asarray(y, np.float64)
+    return y * (dy - (dy * y).sum(axis=-1, keepdims=True))
+
+
+def softmax_cross_entropy(logits, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels = np.asarray(labels, np.float64)
+    log_p = log_softmax(logits)
+    loss = -(labels * log_p).sum(axis=-1)
+    probabilities = np.exp(log_p)
+    dlogits = probabilities * labels.sum(axis=-1, keepdims=True) - labels
+    return loss, probabilities, dlogits / max(len(labels), 1)
+
+
+# ------------------------------------------------------------------------------------------ dropout
+
+
+def philox4x32(counter, key) -> np.ndarray:
+    """Philox4x32-10 (Salmon et al., 2011): counter (..., 4) and key (2,) give draws (..., 4)."""
+    c0, c1, c2, c3 = (np.asarray(counter, np.uint64)[..., i] for i in range(4))
+    k0, k1 = (np.uint64(word) for word in key)
+    low = np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (p1 >> np.uint64(32)) ^ c1 ^ k0,
+            p1 & low,
+            (p0 >> np.uint64(32)) ^ c3 ^ k1,
+            p0 & low,
+        )
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+    return np.stack([c0, c1, c2, c3], axis=-1)
+
+
+def dropout_keeps(size, rate, seed, offset=0) -> np.ndarray:
+    """Which of `size` consecutive elements survive."""
+    blocks = np.arange(-(-size // 4), dtype=np.uint64)
+    counter = np.empty((len(blocks), 4), np.uint64)
+    counter[:, 0], counter[:, 1] = blocks & np.uint64(0xFFFFFFFF), blocks >> np.uint64(32)
+    counter[:, 2], counter[:, 3] = offset & 0xFFFFFFFF, offset >> 32
+    draws = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[:size]
+    return draws.astype(np.float64) >= rate * 2.0**32
+
+
+def dropout(x, rate, seed, offset=0) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    keeps = dropout_keeps(x.size, rate, seed, offset).reshape(x.shape)
+    return np.where(keeps, x / (1.0 - rate), 0.0)
+
+
+dropout_backward = dropout
+
+
+# --------------------------------------------------------- optimizers: new values, nothing in place
+
+
+def sgd_step(w, dw, velocity, learning_rate, momentum=0.0, nesterov=False):
+    w, step = np.asarray(w, np.float64), -learning_rate * np.asarray(dw, np.float64)
+    if momentum == 0.0:
+        return w + step, velocity
+    velocity = momentum * np.asarray(velocity, np.float64) + step
+    return w + (momentum * velocity + step if nesterov else velocity), velocity
+
+
+def rmsprop_step(w, dw, velocity, learning_rate, rho=0.9, epsilon=1e-7):
+    w, dw, velocity = (np.asarray(a, np.float64) for a in (w, dw, velocity))
+    velocity = rho * velocity + (1.0 - rho) * dw**2
+    return w - learning_rate * dw / np.sqrt(velocity + epsilon), velocity
+
+
+def adam_step(w, dw, m, v, step, learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7):
+    w, dw, m, v = (np.asarray(a, np.float64) for a in (w, dw, m, v))
+    alpha = learning_rate * np.sqrt(1.0 - beta_2**step) / (1.0 - beta_1**step)
+    m = m + (dw - m) * (1.0 - beta_1)
+    v = v + (dw**2 - v) * (1.0 - beta_2)
+    return w - m * alpha / (np.sqrt(v) + epsilon), m, v
+
+
+# -------------------------------------------------------------------------------------- comparisons
+
+
+def sum_bound(terms: int, magnitude) -> np.ndarray:
+    """Largest acceptable error of a float32 sum of `terms` products: K * 2^-23 * magnitude, where
+    magnitude = sum |x||w|.
+
+    However a kernel orders and splits the sum, and whether it fuses or not, a product meets at most
+    `terms` roundings (its own, and terms - 1 additions), each by a factor within 1 +- u, u = 2^-24.
+    So the error is at most terms * u * magnitude: K = terms / 2. That worst case needs every
+    rounding to err the same way. For long sums roundings of zero mean give lambda * sqrt(terms) * u
+    instead, exceeded with a probability below 2 exp(-lambda^2 / 2) for each product (Higham and
+    Mary, 2019); lambda = 8 makes that 3e-14, and is the smaller one from 64 terms on. 1.001 covers
+    the terms of order u^2.
+    """
+    k = min(terms, 8.0 * np.sqrt(terms)) / 2.0
+    return 1.001 * k * 2.0**-23 * np.asarray(magnitude, np.float64)
+
+
+def assert_same(got, expected, what="") -> None:
+    """Equal shape, dtype (float64 stands for float32) and values; 0 == -0, NaN where expected."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    expected = expected.astype(np.float32) if expected.dtype == np.float64 else expected
+    assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"
+    assert got.dtype == expected.dtype, f"{what}: dtype {got.dtype}, expected {expected.dtype}"
+    wrong = ~((got == expected) | ((got != got) & (expected != expected)))
+    assert not wrong.any(), report(what, got, expected, wrong)
+
+
+def assert_same_bits(got, expected, what="") -> None:
+    got, expected = np.asarray(got), np.asarray(expected)
+    assert got.shape == expected.shape and got.dtype == expected.dtype, (
+        f"{what}: {got.shape} {got.dtype}, expected {expected.shape} {expected.dtype}"
+    )
+    bits = {1: np.uint8, 4: np.uint32, 8: np.uint64}[got.itemsize]
+    wrong = np.ascontiguousarray(got).view(bits) != np.ascontiguousarray(expected).view(bits)
+    assert not wrong.any(), report(what, got, expected, wrong)
+
+
+def assert_within(got, expected, bound, what="") -> None:
+    """|got - expected| <= bound, elementwise; a NaN is never within."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"
+    assert got.dtype == np.float32, f"{what}: dtype {got.dtype}, expected float32"
+    error = np.abs(got.astype(np.float64) - expected)
+    wrong = ~(error <= bound)
+    assert not wrong.any(), report(what, got, expected, wrong, error / np.maximum(bound, 1e-300))
+
+
+def report(what, got, expected, wrong, excess=None) -> str:
+    where = np.unravel_index(np.argmax(wrong if excess is None else excess), wrong.shape)
+    where = tuple(int(i) for i in where)
+    ratio = "" if excess is None else f", {excess[where]:.3g} times the bound"
+    return (
+        f"{what}: {wrong.sum()} of {wrong.size} wrong; at {where} got {got[where]!r}, "
+        f"expected {expected[where]!r}{ratio}"
+    )

@@ -1,0 +1,238 @@
+"""relu, softmax, softmax_cross_entropy and dropout, on every instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import reference
+from cases import integers, reals
+from pyconv import kernels
+from reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within, sum_bound
+
+SHAPES = [(), (0,), (1,), (3,), (15,), (16,), (17,), (31,), (33,), (2, 3, 5, 7), (70_001,)]
+LOGITS = [(1, 1), (1, 10), (5, 10), (2, 3), (3, 15), (3, 16), (3, 17), (2, 33), (4, 100), (2, 1000)]
+LOGITS += [(300, 10)]
+
+
+# --------------------------------------------------------------------------------------------- relu
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_relu(isa, shape, guarded):
+    x, dy = integers("x", shape), integers("dy", shape)
+    y = kernels.relu(x)
+    assert_same(y, reference.relu(x))
+    expected = reference.relu_backward(dy, y)
+    assert_same(kernels.relu_backward(dy, y), expected)
+    for offset in (1, 7):
+        out = guarded.empty(shape, offset=offset)
+        assert kernels.relu(guarded.like(x, offset), out=out) is out
+        assert_same(out, y)
+        out = guarded.empty(shape, offset=offset)
+        kernels.relu_backward(guarded.like(dy, offset), guarded.like(y, offset), out=out)
+        assert_same(out, expected)
+        in_place = guarded.like(x, offset)
+        assert kernels.relu(in_place, out=in_place) is in_place
+        assert_same(in_place, y)
+        in_place = guarded.like(dy, offset)
+        assert kernels.relu_backward(in_place, y, out=in_place) is in_place
+        assert_same(in_place, expected)
+    guarded.check()
+
+
+def test_relu_of_special_values(isa):
+    """Every value at every lane."""
+    values = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-45, -1e-45, -1.0], np.float32)
+    for shift in range(len(values)):
+        x = np.resize(np.roll(values, shift), 67)
+        y = kernels.relu(x)
+        assert_same(y, reference.relu(x))
+        dy = np.resize(values, 67)
+        assert_same(kernels.relu_backward(dy, x), reference.relu_backward(dy, x))
+
+
+# ------------------------------------------------------------------------------------------ softmax
+
+
+def additions(count: int) -> float:
+    """Roundings, in units of u, that a sum of `count` terms may show (see sum_bound)."""
+    return min(count, 8.0 * np.sqrt(count))
+
+
+EXP_AND_LOG = 4.0  # exp and log may err by 2 ulp, 4 u
+UNDERFLOW = 2.0**-125  # exp may flush results below the smallest normal number, 2^-126, to 0
+
+
+def softmax_error(z) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(relative error of exp's sum, of p, d = |z - max|) in the worst case, from the steps of the
+    formula.
+
+    d is rounded: u d, absolute, which exp turns into a relative error, and adds its own. So exp(-d)
+    is off by u (d + EXP_AND_LOG). The sum averages that, weighted by p, and rounds on its own; the
+    quotient (or the product with a reciprocal) rounds twice.
+    """
+    p = reference.softmax(z)
+    z = z.astype(np.float64)
+    d = z.max(axis=-1, keepdims=True) - z
+    of_sum = EXP_AND_LOG + (p * d).sum(axis=-1, keepdims=True) + additions(z.shape[-1])
+    return 1.01 * UNIT_ROUNDOFF * of_sum, 1.01 * UNIT_ROUNDOFF * (d + EXP_AND_LOG + of_sum + 2), d
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("shape", LOGITS, ids=str)
+def test_softmax(isa, shape, scale, guarded):
+    z, dy = reals("z", shape) * np.float32(scale), reals("dy", shape)
+    expected = reference.softmax(z)
+    y = kernels.softmax(z)
+    assert_within(y, expected, softmax_error(z)[1] * expected + UNDERFLOW, f"y {shape}")
+
+    # y (dy - sum): the sum errs by `additions`, its product with y, the difference and the outer
+    # product round once.
+    inner = np.abs(dy * y.astype(float)).sum(axis=-1, keepdims=True)
+    bound = (additions(shape[1]) + 1) * inner + 2 * (np.abs(dy) + inner)
+    dx = kernels.softmax_backward(dy, y)
+    assert_within(
+        dx,
+        reference.softmax_backward(dy, y),
+        1.01 * UNIT_ROUNDOFF * np.abs(y) * bound + UNDERFLOW,
+        f"dx {shape}",
+    )
+    for offset in (1, 7):
+        out = guarded.empty(shape, offset=offset)
+        assert kernels.softmax(guarded.like(z, offset), out=out) is out
+        assert_same_bits(out, y)
+        out = guarded.empty(shape, offset=offset)
+        kernels.softmax_backward(guarded.like(dy, offset), guarded.like(y, offset), out=out)
+        assert_same_bits(out, dx)
+    guarded.check()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("shape", LOGITS, ids=str)
+def test_softmax_cross_entropy(isa, shape, scale, soft, guarded):
+    z = reals("z", shape) * np.float32(scale)
+    n, k = shape
+    labels = (
+        np.abs(reals("labels", shape)) if soft else np.eye(k, dtype=np.float32)[np.arange(n) % k]
+    )
+    t = labels.astype(np.float64)
+    of_loss, of_p, of_dz = reference.softmax_cross_entropy(z, labels)
+    of_sum, relative, d = softmax_error(z)
+    log_sum = -reference.log_softmax(z) - d  # log of exp's sum, >= 0
+    # -log p = d + log sum, two terms >= 0: nothing cancels. d rounds; log turns the sum's relative
+    # error into an absolute one and adds its own; the addition, the product with t and the sum over
+    # k round their results.
+    terms = t * (
+        UNIT_ROUNDOFF * d
+        + of_sum
+        + UNIT_ROUNDOFF * (EXP_AND_LOG * log_sum + (2 + additions(k)) * (d + log_sum))
+    )
+    total = t.sum(axis=-1, keepdims=True)
+    # p sum(t) - t: p's error; the sum and the product with it; the difference and the division (by
+    # a reciprocal).
+    difference = np.abs(of_p * total - t)
+    of_dlogits = of_p * total * (relative + UNIT_ROUNDOFF * (additions(k) + 1))
+    of_dlogits += 3 * UNIT_ROUNDOFF * difference
+    loss, p, dz = kernels.softmax_cross_entropy(z, labels)
+    assert_within(loss, of_loss, 1.01 * terms.sum(axis=-1) + UNDERFLOW, f"loss {shape}")
+    assert_within(p, of_p, relative * of_p + UNDERFLOW, f"probabilities {shape}")
+    assert_within(dz, of_dz, 1.01 * of_dlogits / n + UNDERFLOW * (1 + total), f"dlogits {shape}")
+    assert_same_bits(p, kernels.softmax(z), "the same softmax")
+
+    for offset in (1, 7):
+        outs = [guarded.empty(a.shape, offset=offset) for a in (loss, p, dz)]
+        got = kernels.softmax_cross_entropy(
+            guarded.like(z, offset),
+            guarded.like(labels, offset),
+            loss=outs[0],
+            probabilities=outs[1],
+            dlogits=outs[2],
+        )
+        for out, returned, expected in zip(outs, got, (loss, p, dz)):
+            assert returned is out
+            assert_same_bits(out, expected)
+    guarded.check()
+
+
+@pytest.mark.parametrize("k", [2, 10, 16, 19])
+def test_softmax_of_extreme_logits(isa, k):
+    """Stable for any finite logits: a far smaller one is 0, and is free where its label is 0."""
+    largest = np.finfo(np.float32).max
+    for value in (88.0, 1e4, 1e30, largest):
+        z = np.full((3, k), -value, np.float32)
+        z[0, 0] = z[1, k - 1] = value  # row 2: all equal, and huge
+        labels = np.zeros((3, k), np.float32)
+        labels[0, 0] = labels[1, k - 1] = labels[2, 0] = 1
+        loss, p, dz = kernels.softmax_cross_entropy(z, labels)
+        assert_same(p[:2], labels[:2], f"p {value}")
+        assert_within(p[2], np.full(k, 1 / k), UNIT_ROUNDOFF * 4, f"p {value}")
+        assert_within(loss, [0, 0, np.log(k)], 8 * UNIT_ROUNDOFF * np.log(k) + 1e-37, f"{value}")
+        assert_same(dz[:2], np.zeros((2, k), np.float32), f"dz {value}")
+        assert_same_bits(kernels.softmax(z), p)
+
+
+def test_softmax_nan_stays_in_its_row(isa):
+    for k in (10, 16, 17):
+        z = reals("z", (3, k)).copy()
+        clean = kernels.softmax(z)
+        z[1, k - 1] = np.nan
+        y = kernels.softmax(z)
+        assert np.isnan(y[1]).all()
+        assert_same_bits(y[[0, 2]], clean[[0, 2]])
+        loss = kernels.softmax_cross_entropy(z, np.eye(k, dtype=np.float32)[:3])[0]
+        assert np.isnan(loss).tolist() == [False, True, False]
+
+
+def test_softmax_of_an_empty_batch(isa):
+    z = np.zeros((0, 10), np.float32)
+    assert kernels.softmax(z).shape == (0, 10)
+    assert kernels.softmax_backward(z, z).shape == (0, 10)
+    loss, p, dz = kernels.softmax_cross_entropy(z, z)
+    assert loss.shape == (0,) and p.shape == dz.shape == (0, 10)
+
+
+# ------------------------------------------------------------------------------------------ dropout
+
+
+SEEDS = [(0, 0), (1, 2), (0x0123456789ABCDEF, 0xFEDCBA9876543210), (2**64 - 1, 2**64 - 1)]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.25, 0.5, 0.999])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_dropout(isa, shape, rate, guarded):
+    x = reals("x", shape)
+    for seed, offset in SEEDS:
+        y = kernels.dropout(x, rate, seed, offset)
+        expected = reference.dropout(x, rate, seed, offset)
+        assert_same(y != 0, expected != 0, f"mask {seed} {offset}")
+        # The factor 1 / (1 - rate) and the product round once each: K = 1.
+        assert_within(y, expected, sum_bound(2, np.abs(expected)), f"{seed} {offset}")
+        if rate in (0.0, 0.5):
+            assert_same(y, expected)
+        assert_same_bits(kernels.dropout_backward(x, rate, seed, offset), y)
+        for place in (1, 7):
+            out = guarded.empty(shape, offset=place)
+            assert kernels.dropout(guarded.like(x, place), rate, seed, offset, out=out) is out
+            assert_same_bits(out, y)
+            in_place = guarded.like(x, place)
+            kernels.dropout_backward(in_place, rate, seed, offset, out=in_place)
+            assert_same_bits(in_place, y)
+    guarded.check()
+
+
+def test_dropout_defaults_and_extremes(isa):
+    x = np.ones(1000, np.float32)
+    assert_same_bits(kernels.dropout(x, 0.5, 7), kernels.dropout(x, 0.5, 7, 0))
+    assert (kernels.dropout(x, 0.5, 7) != kernels.dropout(x, 0.5, 7, 1)).any()
+    assert (kernels.dropout(x, 0.5, 7) != kernels.dropout(x, 0.5, 8)).any()
+    # The largest rate below 1: the threshold rounds up to 2^32, above every draw.
+    assert not kernels.dropout(x, np.nextafter(1.0, 0.0), 7).any()
+    # 2^-33 * 2^32 = 1/2: only a draw of 0 falls below.
+    assert kernels.dropout(x, 2.0**-33, 7).all()
+
+
+def test_dropped_nan_and_inf_are_zero(isa):
+    x = np.resize(np.array([np.nan, np.inf, -np.inf], np.float32), 200)
+    assert_same(kernels.dropout(x, 0.4, 3), reference.dropout(x, 0.4, 3))
