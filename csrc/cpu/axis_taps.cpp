@@ -23,9 +23,8 @@ std::vector<AxisTap> taps_of(const AxisGeometry& g, int64_t position, bool backw
   std::vector<AxisTap> taps;
   for (int64_t k = 0; k < g.kernel; ++k) {
     if (backward) {
-      const int64_t numerator = position + g.pad - k * g.dilation;
-      if (numerator < 0) break;  // and so is it for every later tap
-      if (numerator % g.stride == 0 && numerator / g.stride < g.out) {
+      const int64_t numerator = position + g.pad - (g.kernel - 1 - k) * g.dilation;
+      if (numerator >= 0 && numerator % g.stride == 0 && numerator / g.stride < g.out) {
         taps.push_back({k, numerator / g.stride});
       }
     } else {
@@ -69,6 +68,9 @@ AxisTaps::AxisTaps(const AxisGeometry& g, bool backward) {
   class_count = static_cast<int64_t>(storage->classes.size());
   storage_ = storage.release();
 }
+
+AxisTaps AxisTaps::forward(const AxisGeometry& g) { return AxisTaps(g, false); }
+AxisTaps AxisTaps::backward_data(const AxisGeometry& g) { return AxisTaps(g, true); }
 
 AxisTaps::~AxisTaps() { delete storage_; }
 

@@ -5,8 +5,8 @@
 // multiplying by them, output positions are sorted into classes that see the same taps, so that a
 // kernel runs the same loop for a whole class and every multiplication counts.
 //
-// Compiled once, with baseline flags: the vectors inside must not be instantiated in an object that
-// is built for a larger instruction set.
+// Compiled once, with baseline flags, and nothing here is inline: neither it nor the vectors inside
+// may be instantiated in an object that is built for a larger instruction set.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ struct AxisPosition {
 };
 
 struct AxisClass {
-  const AxisTap* taps;            // in the order of k
+  const AxisTap* taps;  // in the order of k, and so of the offsets
   int64_t tap_count;              // 0: no source element reaches these positions
   const AxisPosition* positions;  // in the order of out
   int64_t position_count;
@@ -37,9 +37,10 @@ struct AxisGeometry {
 class AxisTaps {
  public:
   // Result: the outputs; source: the inputs.
-  static AxisTaps forward(const AxisGeometry& g) { return AxisTaps(g, false); }
-  // Result: the inputs; source: the outputs.
-  static AxisTaps backward_data(const AxisGeometry& g) { return AxisTaps(g, true); }
+  static AxisTaps forward(const AxisGeometry& g);
+  // Result: the inputs; source: the outputs. Tap k is tap kernel - 1 - k of the forward pass: a
+  // data gradient is a convolution with the flipped kernel.
+  static AxisTaps backward_data(const AxisGeometry& g);
   ~AxisTaps();
   AxisTaps(const AxisTaps&) = delete;
   AxisTaps& operator=(const AxisTaps&) = delete;

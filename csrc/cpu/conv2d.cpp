@@ -128,16 +128,19 @@ void run(const TapConvolution& conv) {
   const int threads = num_threads();
   const Cut cut = cut_work(conv, panels, threads);
 
-  int64_t tap_total = 0;
+  // The taps of each pair of a row class and a column class, one pair after the other.
+  const int64_t pairs = conv.rows.class_count * conv.cols.class_count;
+  int64_t most_taps = 0;
   for (int64_t r = 0; r < conv.rows.class_count; ++r) {
     for (int64_t c = 0; c < conv.cols.class_count; ++c) {
-      tap_total += conv.rows.classes[r].tap_count * conv.cols.classes[c].tap_count;
+      most_taps += conv.rows.classes[r].tap_count * conv.cols.classes[c].tap_count;
     }
   }
 
   Scratch memory;
   const int64_t packed_at = memory.reserve<float>(conv.groups * group_weights);
-  const int64_t taps_at = memory.reserve<Tap>(tap_total);
+  const int64_t taps_at = memory.reserve<Tap>(most_taps);
+  const int64_t tap_counts_at = memory.reserve<int64_t>(pairs);
   const int64_t masked_size = conv.source_mask != nullptr ? cut.images * source_image : 0;
   const int64_t masked_at = memory.reserve<float>(threads * masked_size);
   memory.allocate();
@@ -152,19 +155,27 @@ void run(const TapConvolution& conv) {
   });
 
   Tap* const all_taps = memory.at<Tap>(taps_at);
-  {
-    Tap* tap = all_taps;
-    for (int64_t r = 0; r < conv.rows.class_count; ++r) {
-      for (int64_t c = 0; c < conv.cols.class_count; ++c) {
-        const AxisClass& row = conv.rows.classes[r];
-        const AxisClass& col = conv.cols.classes[c];
-        for (int64_t i = 0; i < row.tap_count; ++i) {
-          for (int64_t j = 0; j < col.tap_count; ++j) {
-            *tap++ = {row.taps[i].offset * source_row + col.taps[j].offset * source_c,
-                      row.taps[i].k * conv.kernel_w + col.taps[j].k};
+  int64_t* const tap_counts = memory.at<int64_t>(tap_counts_at);
+  Tap* end = all_taps;
+  for (int64_t r = 0; r < conv.rows.class_count; ++r) {
+    for (int64_t c = 0; c < conv.cols.class_count; ++c) {
+      const AxisClass& row = conv.rows.classes[r];
+      const AxisClass& col = conv.cols.classes[c];
+      Tap* const begin = end;
+      for (int64_t i = 0; i < row.tap_count; ++i) {
+        for (int64_t j = 0; j < col.tap_count; ++j) {
+          const Tap tap{row.taps[i].offset * source_row + col.taps[j].offset * source_c,
+                        (row.taps[i].k * conv.kernel_w + col.taps[j].k) * conv.depth, conv.depth};
+          // Neighbouring taps of a row join up, where a pixel's channels are all in the group.
+          Tap* const last = end - 1;
+          if (end > begin && last->x + last->depth == tap.x && last->w + last->depth == tap.w) {
+            last->depth += tap.depth;
+          } else {
+            *end++ = tap;
           }
         }
       }
+      tap_counts[r * conv.cols.class_count + c] = end - begin;
     }
   }
 
@@ -188,10 +199,8 @@ void run(const TapConvolution& conv) {
         const AxisClass& row = conv.rows.classes[r];
         const PositionRange range = positions_between(row, row_begin, row_end);
         if (range.count == 0 || row.tap_count == 0) continue;
-        // Offsets rise with k in the forward direction and fall in the backward one.
-        const int64_t a = row.taps[0].offset, b = row.taps[row.tap_count - 1].offset;
-        first = min(first, range.first[0].origin + min(a, b));
-        last = max(last, range.first[range.count - 1].origin + max(a, b));
+        first = min(first, range.first[0].origin + row.taps[0].offset);
+        last = max(last, range.first[range.count - 1].origin + row.taps[row.tap_count - 1].offset);
       }
       for (int64_t image = 0; image < images && first <= last; ++image) {
         const int64_t at = image * source_image + first * source_row;
@@ -202,7 +211,6 @@ void run(const TapConvolution& conv) {
     }
 
     ForwardTile tile{};
-    tile.depth = conv.depth;
     tile.relu = conv.relu;
     const int64_t panel_end = part_begin(panels, cut.panel_parts, panel_part + 1);
     for (int64_t p = part_begin(panels, cut.panel_parts, panel_part); p < panel_end; ++p) {
@@ -218,7 +226,7 @@ void run(const TapConvolution& conv) {
         const PositionRange row = positions_between(conv.rows.classes[r], row_begin, row_end);
         for (int64_t c = 0; c < conv.cols.class_count; ++c) {
           const AxisClass& col = conv.cols.classes[c];
-          tile.tap_count = conv.rows.classes[r].tap_count * col.tap_count;
+          tile.tap_count = tap_counts[r * conv.cols.class_count + c];
           // Tiles run over the columns, then the rows, then the images of the class.
           const int64_t positions = images * row.count * col.position_count;
           const int64_t tiles = ceil_div(positions, tile_rows[vectors]);
@@ -316,8 +324,9 @@ void conv2d_backward_data(const Conv2dShape& s, Activation activation, const flo
        .features = c,
        .bias = nullptr,
        .relu = false,
-       .weights = w,
-       .weight_tap = c * s.oc,
+       // The kernel flipped: its last tap first.
+       .weights = w + (s.kh * s.kw - 1) * c * s.oc,
+       .weight_tap = -c * s.oc,
        .weight_k = 1,
        .weight_f = s.oc,
        .weight_group = oc});
@@ -330,7 +339,7 @@ namespace {
 
 // Pixels of dy that are summed before moving on to the next tile: their panel of dy (64 bytes a
 // pixel) and the cache lines of x that a tile touches (as many) share the first-level cache.
-constexpr int64_t block_pixels = 192;
+constexpr int64_t block_pixels = 256;
 // The partial sums of all chunks together, so that writing and adding them stays cheap.
 constexpr int64_t partial_bytes = 8 << 20;
 constexpr int64_t max_chunks = 32;
@@ -403,38 +412,26 @@ struct CopiedBlock {
   int64_t size() const { return blocks * block_size(); }
 };
 
-// Copies `channels` channels of one row of the copy; row is x's, or null in the padding.
-template <bool Whole>
-void copy_row(const CopiedBlock& copy, const Conv2dShape& s, const float* row, int64_t channels,
-              float* to) {
-  for (int64_t j = 0; j < copy.cols.count; ++j, to += copy.channels) {
-    const int64_t iw = copy.cols.source(j, 0);
-    const bool inside = row != nullptr && iw >= 0 && iw < s.w;
-    if constexpr (Whole) {
-      for (int64_t c = 0; c < copied_channels; c += lanes) {
-        store(to + c, inside ? load(row + iw * s.c + c) : zero());
-      }
-    } else {
-      for (int64_t c = 0; c < channels; ++c) to[c] = inside ? row[iw * s.c + c] : 0.0f;
-    }
-  }
-}
-
-// Copies what output rows from `first` on meet. Channels past the last one are left as they are; no
-// row of the weights reads them.
+// Copies what output rows from `first` on meet, pixel by pixel: x is read in the order in which it
+// lies in memory. Channels past the last one are left as they are; no row of the weights reads them.
 void copy_block(const CopiedBlock& copy, const Conv2dShape& s, const float* image, int64_t first,
                 float* to) {
-  for (int64_t block = 0; block < copy.blocks; ++block) {
-    const int64_t channel = block * copy.channels;
-    const int64_t channels = min(copy.channels, s.c - channel);
-    for (int64_t i = 0; i < copy.rows.count; ++i, to += copy.row_size()) {
-      const int64_t ih = copy.rows.source(i, first);
-      const float* row = ih < 0 || ih >= s.h ? nullptr : image + ih * s.w * s.c + channel;
-      if (channels == copied_channels) {
-        copy_row<true>(copy, s, row, channels, to);
-      } else {
-        copy_row<false>(copy, s, row, channels, to);
+  const int64_t whole = s.c / copied_channels * copied_channels;
+  const int64_t block_size = copy.block_size();
+  for (int64_t i = 0; i < copy.rows.count; ++i) {
+    const int64_t ih = copy.rows.source(i, first);
+    const float* row = ih < 0 || ih >= s.h ? nullptr : image + ih * s.w * s.c;
+    for (int64_t j = 0; j < copy.cols.count; ++j, to += copy.channels) {
+      const int64_t iw = copy.cols.source(j, 0);
+      const bool inside = row != nullptr && iw >= 0 && iw < s.w;
+      const float* from = inside ? row + iw * s.c : nullptr;
+      float* block = to;
+      for (int64_t c = 0; c < whole; c += copied_channels, block += block_size) {
+        for (int64_t k = 0; k < copied_channels; k += lanes) {
+          store(block + k, inside ? load(from + c + k) : zero());
+        }
       }
+      for (int64_t c = whole; c < s.c; ++c) block[c - whole] = inside ? from[c] : 0.0f;
     }
   }
 }

@@ -33,11 +33,13 @@ static inline int64_t padded_features(int64_t features) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Sums over taps and channels:  y[p, f] = bias[f] + sum_t sum_k x[p][t.x + k] * w[t.k, k, f]
+// Sums over taps and channels:  y[p, f] = bias[f] + sum_t sum_k x[p][t.x + k] * w[t.w + k, f]
 
+// A run of channels under one tap, or under several that lie behind one another in memory.
 struct Tap {
-  int64_t x;  // where the tap reads, relative to the row's origin
-  int64_t k;  // which slice of the weights it takes
+  int64_t x;       // where the run begins, relative to the tile row's origin
+  int64_t w;       // first row of the weights
+  int64_t depth;   // length
 };
 
 struct ForwardTile {
@@ -45,8 +47,7 @@ struct ForwardTile {
   float* y[max_tile_rows];
   const Tap* taps;
   int64_t tap_count;
-  int64_t depth;      // channels under a tap
-  const float* w;     // panel: [k][depth][Q * lanes]
+  const float* w;     // panel: [rows][Q * lanes]
   const float* bias;  // at the panel's first feature, or null
   int64_t features;   // how many features of the panel exist
   bool relu;
@@ -60,15 +61,14 @@ static void compute(const ForwardTile& tile) {
 #pragma GCC unroll 16
     for (int q = 0; q < Q; ++q) sum[p][q] = zero();
   }
-  const int64_t depth = tile.depth;
   for (int64_t t = 0; t < tile.tap_count; ++t) {
     const Tap tap = tile.taps[t];
-    const float* w = tile.w + tap.k * depth * (Q * lanes);
+    const float* w = tile.w + tap.w * (Q * lanes);
     const float* x[P];
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) x[p] = tile.x[p] + tap.x;
 #pragma GCC unroll 4
-    for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t k = 0; k < tap.depth; ++k) {
       vec weight[Q];
 #pragma GCC unroll 16
       for (int q = 0; q < Q; ++q) weight[q] = load(w + q * lanes);
