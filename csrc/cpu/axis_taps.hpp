@@ -24,7 +24,7 @@ struct AxisPosition {
 };
 
 struct AxisClass {
-  const AxisTap* taps;  // in the order of k, and so of the offsets
+  const AxisTap* taps;            // in the order of k, and so of the offsets
   int64_t tap_count;              // 0: no source element reaches these positions
   const AxisPosition* positions;  // in the order of out
   int64_t position_count;

@@ -14,6 +14,8 @@
 //
 // Deterministic: every output element is summed in one fixed order; the weight gradient is summed
 // over chunks of the batch whose number depends on the shape only.
+#include <math.h>
+
 #include "axis_taps.hpp"
 #include "operations.hpp"
 #include "tiles.hpp"
@@ -23,7 +25,7 @@ namespace pyconv::cpu::PYCONV_ISA {
 namespace {
 
 // Bytes of activations that one work item should touch, to stay in a core's second-level cache.
-constexpr int64_t item_bytes = 192 * 1024;
+constexpr int64_t item_bytes = 320 * 1024;
 // Work items per thread: enough that a thread that is held up does not hold up the others.
 constexpr int64_t items_per_thread = 4;
 
@@ -211,7 +213,7 @@ void run(const TapConvolution& conv) {
     }
 
     ForwardTile tile{};
-    tile.relu = conv.relu;
+    tile.least = conv.relu ? 0.0f : -HUGE_VALF;
     const int64_t panel_end = part_begin(panels, cut.panel_parts, panel_part + 1);
     for (int64_t p = part_begin(panels, cut.panel_parts, panel_part); p < panel_end; ++p) {
       const int64_t group = p / group_panels, first = p % group_panels * panel_lanes;
@@ -413,7 +415,8 @@ struct CopiedBlock {
 };
 
 // Copies what output rows from `first` on meet, pixel by pixel: x is read in the order in which it
-// lies in memory. Channels past the last one are left as they are; no row of the weights reads them.
+// lies in memory. Channels past the last one are left as they are; no row of the weights reads
+// them.
 void copy_block(const CopiedBlock& copy, const Conv2dShape& s, const float* image, int64_t first,
                 float* to) {
   const int64_t whole = s.c / copied_channels * copied_channels;

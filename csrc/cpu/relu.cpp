@@ -11,8 +11,8 @@ static constexpr int64_t piece = 16 * 1024;
 void relu(int64_t size, const float* x, float* y) {
   parallel_ranges(size, piece, [&](int64_t begin, int64_t end) {
     int64_t i = begin;
-    for (; i + lanes <= end; i += lanes) store(y + i, relu(load(x + i)));
-    store_n(y + i, relu(load_n(x + i, end - i)), end - i);
+    for (; i + lanes <= end; i += lanes) store(y + i, at_least(zero(), load(x + i)));
+    store_n(y + i, at_least(zero(), load_n(x + i, end - i)), end - i);
   });
 }
 

@@ -33,8 +33,8 @@ static inline void store_n(float* p, vec v, int64_t n) {
   _mm256_maskstore_ps(p, first_lanes(n), v);
 }
 
-// max(v, 0), where NaN stays NaN: of an unordered pair maxps returns its second operand.
-static inline vec relu(vec v) { return _mm256_max_ps(_mm256_setzero_ps(), v); }
+// max(v, least), where NaN stays NaN: of an unordered pair maxps returns its second operand.
+static inline vec at_least(vec least, vec v) { return _mm256_max_ps(least, v); }
 // v where y > 0, else 0.
 static inline vec where_positive(vec y, vec v) {
   return _mm256_and_ps(_mm256_cmp_ps(y, _mm256_setzero_ps(), _CMP_GT_OQ), v);

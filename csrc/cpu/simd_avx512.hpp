@@ -32,10 +32,10 @@ static inline void store_n(float* p, vec v, int64_t n) {
   _mm512_mask_storeu_ps(p, first_lanes(n), v);
 }
 
-// max(v, 0), where NaN stays NaN: of an unordered pair vmaxps returns its second operand. The
+// max(v, least), where NaN stays NaN: of an unordered pair vmaxps returns its second operand. The
 // masked form with every lane set is the same instruction; GCC 12 warns falsely about the plain
 // one.
-static inline vec relu(vec v) { return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), v); }
+static inline vec at_least(vec least, vec v) { return _mm512_maskz_max_ps(0xffff, least, v); }
 // v where y > 0, else 0.
 static inline vec where_positive(vec y, vec v) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_GT_OQ), v);

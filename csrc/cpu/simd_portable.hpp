@@ -61,9 +61,9 @@ static inline void store_n(float* p, vec v, int64_t n) {
   }
 }
 
-// max(v, 0), where NaN stays NaN.
-static inline vec relu(vec v) {
-  for (int i = 0; i < lanes; ++i) v[i] = v[i] < 0.0f ? 0.0f : v[i];
+// max(v, least), where NaN stays NaN.
+static inline vec at_least(vec least, vec v) {
+  for (int i = 0; i < lanes; ++i) v[i] = v[i] < least[i] ? least[i] : v[i];
   return v;
 }
 // v where y > 0, else 0.

@@ -37,9 +37,9 @@ static inline int64_t padded_features(int64_t features) {
 
 // A run of channels under one tap, or under several that lie behind one another in memory.
 struct Tap {
-  int64_t x;       // where the run begins, relative to the tile row's origin
-  int64_t w;       // first row of the weights
-  int64_t depth;   // length
+  int64_t x;      // where the run begins, relative to the tile row's origin
+  int64_t w;      // first row of the weights
+  int64_t depth;  // length
 };
 
 struct ForwardTile {
@@ -50,16 +50,22 @@ struct ForwardTile {
   const float* w;     // panel: [rows][Q * lanes]
   const float* bias;  // at the panel's first feature, or null
   int64_t features;   // how many features of the panel exist
-  bool relu;
+  float least;        // results below it become it: 0 for ReLU, else -infinity
 };
 
 template <int P, int Q>
 static void compute(const ForwardTile& tile) {
+  const bool whole = tile.features >= Q * lanes;
   vec sum[P][Q];
 #pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
+  for (int q = 0; q < Q; ++q) {
+    vec bias = zero();
+    if (tile.bias != nullptr) {
+      bias = whole ? load(tile.bias + q * lanes)
+                   : load_n(tile.bias + q * lanes, min(tile.features - q * lanes, lanes));
+    }
 #pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) sum[p][q] = zero();
+    for (int p = 0; p < P; ++p) sum[p][q] = bias;
   }
   for (int64_t t = 0; t < tile.tap_count; ++t) {
     const Tap tap = tile.taps[t];
@@ -81,22 +87,16 @@ static void compute(const ForwardTile& tile) {
       }
     }
   }
+  const vec least = broadcast(tile.least);
 #pragma GCC unroll 16
-  for (int q = 0; q < Q; ++q) {
-    const int64_t features = min(tile.features - q * lanes, lanes);
-    vec bias = zero();
-    if (tile.bias != nullptr) {
-      bias =
-          features == lanes ? load(tile.bias + q * lanes) : load_n(tile.bias + q * lanes, features);
-    }
+  for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      vec v = tile.bias != nullptr ? add(sum[p][q], bias) : sum[p][q];
-      if (tile.relu) v = relu(v);
-      if (features == lanes) {
+    for (int q = 0; q < Q; ++q) {
+      const vec v = at_least(least, sum[p][q]);
+      if (whole) {
         store(tile.y[p] + q * lanes, v);
       } else {
-        store_n(tile.y[p] + q * lanes, v, features);
+        store_n(tile.y[p] + q * lanes, v, min(tile.features - q * lanes, lanes));
       }
     }
   }
