@@ -36,8 +36,12 @@ struct Features {
     if ((low & ymm_state) != ymm_state) return;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
     avx2 = b & bit_AVX2;
+#if defined(PYCONV_EMULATE_AVX512)
+    avx512 = avx2;
+#else
     constexpr unsigned needed = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
     avx512 = avx2 && (low & zmm_state) == zmm_state && (b & needed) == needed;
+#endif
   }
 };
 
