@@ -5,7 +5,7 @@
 // Such a source may define nothing outside pyconv::cpu::PYCONV_ISA and may include no header whose
 // inline functions or templates the compiler could emit as shared (weak) symbols: the linker keeps
 // one copy of those, and a copy built for AVX-512 would crash older machines. So: no <algorithm>,
-// no <vector>; helpers below are static. tests/test_build.py checks the objects.
+// no <vector>; helpers below are static. tests/test_package.py checks the objects.
 #pragma once
 
 #include <cstddef>
