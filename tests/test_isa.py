@@ -40,6 +40,7 @@ def child(code: str, name: str) -> subprocess.CompletedProcess:
         text=True,
         timeout=60,
         check=False,
+        cwd=os.path.dirname(__file__),  # not where a source tree would hide what is installed
     )
 
 
