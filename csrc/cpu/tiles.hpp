@@ -121,7 +121,7 @@ static void compute(const WeightsTile& tile) {
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
     for (int q = 0; q < Q; ++q) {
-      sum[p][q] = tile.overwrite ? zero() : load(tile.dw + (p * Q + q) * lanes);
+      sum[p][q] = zero();
     }
   }
   const float* dy = tile.dy;
@@ -145,10 +145,14 @@ static void compute(const WeightsTile& tile) {
       at += tile.x_pixel;
     }
   }
+  // What dw holds is added at the end: loading it need not be waited for at the beginning.
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) store(tile.dw + (p * Q + q) * lanes, sum[p][q]);
+    for (int q = 0; q < Q; ++q) {
+      float* const dw = tile.dw + (p * Q + q) * lanes;
+      store(dw, tile.overwrite ? sum[p][q] : add(load(dw), sum[p][q]));
+    }
   }
 }
 
