@@ -90,12 +90,21 @@ struct PositionRange {
   const AxisPosition* first;
   int64_t count;
 };
+int64_t first_from(const AxisClass& axis, int64_t row) {
+  int64_t begin = 0, end = axis.position_count;
+  while (begin < end) {
+    const int64_t middle = (begin + end) / 2;
+    if (axis.positions[middle].out < row) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return begin;
+}
 PositionRange positions_between(const AxisClass& axis, int64_t begin, int64_t end) {
-  int64_t first = 0;
-  while (first < axis.position_count && axis.positions[first].out < begin) ++first;
-  int64_t last = first;
-  while (last < axis.position_count && axis.positions[last].out < end) ++last;
-  return {axis.positions + first, last - first};
+  const int64_t first = first_from(axis, begin);
+  return {axis.positions + first, first_from(axis, end) - first};
 }
 
 // How the work is cut: an item is some images, some rows of the result, some panels. Any cut gives
@@ -169,9 +178,9 @@ void run(const TapConvolution& conv) {
           const Tap tap{row.taps[i].offset * source_row + col.taps[j].offset * source_c,
                         (row.taps[i].k * conv.kernel_w + col.taps[j].k) * conv.depth, conv.depth};
           // Neighbouring taps of a row join up, where a pixel's channels are all in the group.
-          Tap* const last = end - 1;
-          if (end > begin && last->x + last->depth == tap.x && last->w + last->depth == tap.w) {
-            last->depth += tap.depth;
+          if (end > begin && end[-1].x + end[-1].depth == tap.x &&
+              end[-1].w + end[-1].depth == tap.w) {
+            end[-1].depth += tap.depth;
           } else {
             *end++ = tap;
           }
@@ -238,9 +247,9 @@ void run(const TapConvolution& conv) {
             x_row = row.first[0].origin * source_row;
             y_row = row.first[0].out * result_row;
           }
+          Parts parts(positions, tiles);
           for (int64_t t = 0; t < tiles; ++t) {
-            const int64_t count =
-                part_begin(positions, tiles, t + 1) - part_begin(positions, tiles, t);
+            const int64_t count = parts.next();
             for (int64_t k = 0; k < count; ++k) {
               tile.x[k] = x + x_image + x_row + col.positions[j].origin * source_c;
               tile.y[k] = y + y_image + y_row + col.positions[j].out * result_c;
@@ -569,14 +578,16 @@ void conv2d_backward_weights(const Conv2dShape& s, Activation activation, const 
             pack_gradient<1>(dy + at, mask, s.oc, pixels, cut.features - first, dy_copy, bias);
           }
 
+          int64_t r0 = part_begin(cut.rows, row_tiles, begin);
+          Parts parts(cut.rows, row_tiles, begin);
           for (int64_t t = begin; t < end; ++t) {
-            const int64_t r0 = part_begin(cut.rows, row_tiles, t);
-            const int64_t r1 = part_begin(cut.rows, row_tiles, t + 1);
+            const int64_t r1 = r0 + parts.next();
             for (int64_t r = r0; r < r1; ++r) {
               tile.x[r - r0] = x_copy + offsets[group * cut.rows + r];
             }
             tile.dw = partial + cut.panel_at(p) + r0 * vectors * lanes;
             run_tile(tile, vectors, r1 - r0);
+            r0 = r1;
           }
         }
         first_block = false;

@@ -30,6 +30,17 @@ static inline int64_t part_begin(int64_t total, int64_t parts, int64_t index) {
   return index * size + min(index, larger);
 }
 
+// The sizes of those parts, one after the other: divides once, for loops in which a division shows.
+class Parts {
+ public:
+  Parts(int64_t total, int64_t parts, int64_t first = 0)
+      : size_(parts > 0 ? total / parts : 0), larger_(total - size_ * parts - first) {}
+  int64_t next() { return size_ + (larger_-- > 0 ? 1 : 0); }
+
+ private:
+  int64_t size_, larger_;  // size of a part; how many of those to come have one more
+};
+
 // body(item, worker) for each item in [0, items); see run_parallel.
 template <class Body>
 static inline void parallel_for(int threads, int64_t items, const Body& body) {
