@@ -33,16 +33,24 @@ def scaled(split):
 
 
 def test_two_epochs_on_real_images(real_cifar10):
-    """Two epochs on 5,000 images. Chance is 10 %, and 10,000 test images put a standard error of
-    0.3 points on it: 20 % cannot be luck."""
+    """Two epochs on 5,000 images, with a step small enough that RMSprop's accuracy does not jump.
+
+    Chance is 10 %. Over 5,000 images, or 10,000, a standard error is 0.4 or 0.3 points, so neither
+    limit is reached by luck; seeds 0 to 3 gave 23 to 26 % and 24 to 35 %.
+    """
     (x, y), test = cifar10.load_data()
     set_random_seed(0)
     model = pyconv.applications.tutorial_network()
-    model.compile(optimizer="rmsprop", loss="categorical_crossentropy", metrics=["accuracy"])
-    history = model.fit(*scaled((x[:5000], y[:5000])), batch_size=64, epochs=2, verbose=0)
-    assert history.history["loss"][1] < history.history["loss"][0]
+    model.compile(
+        optimizer=pyconv.optimizers.RMSprop(5e-4),
+        loss="categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    history = model.fit(*scaled((x[:5000], y[:5000])), batch_size=16, epochs=2, verbose=0).history
+    assert history["loss"][1] < history["loss"][0]
+    assert history["accuracy"][1] > 0.18
     _, accuracy = model.evaluate(*scaled(test), batch_size=256, verbose=0)
-    assert accuracy > 0.20
+    assert accuracy > 0.15
 
 
 def test_shapes_are_learnt():
