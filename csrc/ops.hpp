@@ -38,6 +38,34 @@ struct DenseShape {
   int64_t n, in, out;
 };
 
+// A number that the caller knows, or that will stand in the device's memory when the kernel runs: a
+// captured step is replayed with other values.
+template <class T>
+struct Scalar {
+  T value;
+  const T* pointer;  // if not null, it counts and value does not
+};
+
+// Dropout of the elements whose 32-bit random number is below threshold, the others times scale.
+// Element i takes word i % 4 of Philox4x32-10 with key = seed and counter = (i / 4, offset).
+struct Dropout {
+  float scale;
+  uint64_t threshold;
+  uint64_t seed;
+  Scalar<uint64_t> offset;
+};
+
+// A convolution with ReLU, 2x2 max pooling with strides of 2 and dropout behind it, as one kernel.
+// Rows and columns of the convolution that no whole window covers are not computed.
+struct ConvPoolShape {
+  Conv2dShape conv;
+  int64_t ph, pw;  // pooled output: [n, ph, pw, oc]
+};
+
+// What the fused pooling writes for each pooled value: the position 0 to 3 of the maximum in its
+// window, row-major, or this, where neither ReLU nor dropout let a gradient through.
+constexpr uint8_t pool_dead = 4;
+
 // Where the winner of each pooling window stood, as its row-major position in the window:
 // uint8_t while the window has at most 256 positions, int32_t beyond.
 constexpr int64_t max_uint8_window = 256;
@@ -69,9 +97,7 @@ struct Operations {
   // Element by element; output and input may be the same array.
   void (*relu)(int64_t size, const float* x, float* y);
   void (*relu_backward)(int64_t size, const float* dy, const float* y, float* dx);
-  // Keeps element i, times scale, where its 32-bit random number is at least threshold.
-  void (*dropout)(int64_t size, float scale, uint64_t threshold, uint64_t seed, uint64_t offset,
-                  const float* x, float* y);
+  void (*dropout)(int64_t size, const Dropout&, const float* x, float* y);
 
   // Rows of k values.
   void (*softmax)(int64_t n, int64_t k, const float* x, float* y);
@@ -79,16 +105,33 @@ struct Operations {
   void (*softmax_cross_entropy)(int64_t n, int64_t k, const float* logits, const float* labels,
                                 float* loss, float* probabilities, float* dlogits);
 
-  // One optimizer step over `size` parameters, in place; rest = 1 - rho, rest_i = 1 - beta_i.
-  void (*sgd_step)(int64_t size, float* w, const float* dw, float* velocity, float learning_rate,
-                   float momentum, bool nesterov);
+  // One optimizer step over `size` parameters, in place; rest = 1 - rho. Adam's step counts from 1.
+  void (*sgd_step)(int64_t size, float* w, const float* dw, float* velocity,
+                   Scalar<float> learning_rate, float momentum, bool nesterov);
   void (*rmsprop_step)(int64_t size, float* w, const float* dw, float* velocity,
-                       float learning_rate, float rho, float rest, float epsilon);
-  void (*adam_step)(int64_t size, float* w, const float* dw, float* m, float* v, float alpha,
-                    float rest_1, float rest_2, float epsilon);
+                       Scalar<float> learning_rate, float rho, float rest, float epsilon);
+  void (*adam_step)(int64_t size, float* w, const float* dw, float* m, float* v,
+                    Scalar<float> learning_rate, Scalar<uint64_t> step, double beta_1,
+                    double beta_2, float epsilon);
+
+  // Fused operations and data movement of the CUDA backend; null on the CPU, which composes them.
+  // winner is [n, ph, pw, oc]; dy has the pooled shape; scale is dropout's.
+  void (*conv2d_pool)(const ConvPoolShape&, const Dropout&, const float* x, const float* w,
+                      const float* b, float* y, uint8_t* winner);
+  void (*conv2d_pool_backward_data)(const ConvPoolShape&, float scale, const float* dy,
+                                    const uint8_t* winner, const float* w, float* dx);
+  void (*conv2d_pool_backward_weights)(const ConvPoolShape&, float scale, const float* dy,
+                                       const uint8_t* winner, const float* x, float* dw,
+                                       float* db);
+  // out[i] = scale * source[indices[i]], rows of `row` values of type float or uint8_t. The indices
+  // are clipped to [0, source_rows).
+  void (*gather_floats)(int64_t n, int64_t row, int64_t source_rows, const float* source,
+                        const int64_t* indices, float scale, float* out);
+  void (*gather_bytes)(int64_t n, int64_t row, int64_t source_rows, const uint8_t* source,
+                       const int64_t* indices, float scale, float* out);
 
   // The machine's ceiling for this path: runs `iterations` rounds of independent multiply-adds on
-  // every thread and returns the floating-point operations done.
+  // every thread and returns the floating-point operations done. Null on CUDA.
   double (*peak_flops)(int64_t iterations);
 };
 

@@ -1,13 +1,16 @@
-// Arrays as the bindings take them from Python: NumPy, float32, C-contiguous, aligned, in native
-// byte order. Anything else is refused with an exception; nothing is ever converted or copied.
+// Arrays as the bindings take them from Python: of the backend's own kind (array_numpy.cpp,
+// array_cuda.cpp), float32 unless said otherwise, C-contiguous, aligned, in native byte order.
+// Anything else is refused with an exception; nothing is ever converted or copied.
 #pragma once
 
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
+
+#include "../ops.hpp"
 
 namespace pyconv::bindings {
 
@@ -30,40 +33,8 @@ class Array {
 
   Array() = default;  // no array: Python's None
 
-  Array(const py::handle& object, const char* name, Access access, const char* dtype = "float32")
-      : name_(name) {
-    if (!py::isinstance<py::array>(object)) {
-      throw py::type_error(
-          std::string(name) + ": expected a NumPy array of " + dtype +
-          ". Received: " + std::string(py::str(py::type::of(object).attr("__name__"))) + ".");
-    }
-    const auto array = py::reinterpret_borrow<py::array>(object);
-    if (!array.dtype().equal(py::dtype(dtype))) {
-      throw py::type_error(std::string(name) + ": expected dtype " + dtype +
-                           ". Received: " + std::string(py::str(array.dtype())) +
-                           ". Convert it with .astype('" + dtype + "').");
-    }
-    const int flags = array.flags();
-    if (!(flags & py::array::c_style)) {
-      throw py::value_error(
-          std::string(name) + ": expected a C-contiguous array. Received one of shape " +
-          std::string(py::str(array.attr("shape"))) + " and strides " +
-          std::string(py::str(array.attr("strides"))) + ". Copy it with numpy.ascontiguousarray.");
-    }
-    if (!(flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
-      throw py::value_error(std::string(name) +
-                            ": expected an aligned array. Received one whose address is not a "
-                            "multiple of its item size. Copy it with .copy().");
-    }
-    if (access == Access::write && !array.writeable()) {
-      throw py::value_error(std::string(name) +
-                            ": expected a writeable array to put the result in. "
-                            "Received a read-only one.");
-    }
-    shape_.assign(array.shape(), array.shape() + array.ndim());
-    data_ = const_cast<void*>(array.data());
-    bytes_ = static_cast<uintptr_t>(array.nbytes());
-  }
+  // Throws TypeError or ValueError unless the object is such an array.
+  Array(const py::handle& object, const char* name, Access access, const char* dtype = "float32");
 
   explicit operator bool() const { return name_ != nullptr; }
   int64_t dim(size_t axis) const { return shape_[axis]; }
@@ -103,7 +74,11 @@ class Array {
   void* data_ = nullptr;
   uintptr_t bytes_ = 0;
   Shape shape_;
+  std::shared_ptr<void> registration_;  // with the emulated device, which checks every access
 };
+
+// Whether an object is an array of the backend's kind.
+bool is_array(const py::handle& object);
 
 inline Array input(const py::handle& object, const char* name) {
   return Array(object, name, Array::Access::read);
@@ -117,6 +92,31 @@ inline Array output(const py::handle& object, const char* name, const char* dtyp
 inline Array optional_output(const py::handle& object, const char* name) {
   return object.is_none() ? Array() : output(object, name);
 }
+
+// A number, or an array of one that lies where the kernels run.
+template <class T>
+class ScalarArgument {
+ public:
+  ScalarArgument(const py::handle& object, const char* name, const char* dtype) {
+    if (!is_array(object)) {
+      try {
+        scalar_.value = py::cast<T>(object);
+      } catch (const py::cast_error&) {
+        throw py::type_error(std::string(name) + ": expected a number in the range of " + dtype +
+                             ". Received: " + std::string(py::repr(object)) + ".");
+      }
+      return;
+    }
+    array_ = Array(object, name, Array::Access::read, dtype);
+    array_.require({}, "one number");
+    scalar_.pointer = static_cast<const T*>(array_.data());
+  }
+  operator const Scalar<T>&() const { return scalar_; }
+
+ private:
+  Array array_;
+  Scalar<T> scalar_{};
+};
 
 // Throws if an output shares memory with an input or with another output.
 inline void require_apart(const std::vector<const Array*>& outputs,

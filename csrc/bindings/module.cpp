@@ -1,4 +1,4 @@
-// The extension module: checks what Python hands over, releases the GIL, calls the kernel.
+// The extension module of every backend: checks what Python hands over, calls the kernel.
 //
 // Every function writes into arrays that the caller has allocated (pyconv/kernels.py does). Shapes
 // are checked here against one another completely, so that no kernel reads or writes out of bounds
@@ -7,13 +7,11 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <limits>
 
-#include "../cpu/dispatch.hpp"
-#include "../cpu/runtime.hpp"
 #include "array.hpp"
+#include "backend.hpp"
 
 namespace pyconv::bindings {
 
@@ -124,9 +122,7 @@ void conv2d(const py::object& x_, const py::object& w_, const py::object& b_, co
   if (b) b.require({s.oc}, "one value a filter");
   y.require(conv2d_output(s), "that of the output");
   require_apart({&y}, {&x, &w, &b});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.conv2d(s, activation(relu), x.floats(), w.floats(), b.floats(), y.floats());
+  Call()->conv2d(s, activation(relu), x.floats(), w.floats(), b.floats(), y.floats());
 }
 
 void conv2d_backward_data(const py::object& dy_, const py::object& w_, const py::object& y_,
@@ -137,9 +133,8 @@ void conv2d_backward_data(const py::object& dy_, const py::object& w_, const py:
   dy.require(conv2d_output(s), "that of the output");
   const Array y = activation_output(y_, relu, conv2d_output(s));
   require_apart({&dx}, {&dy, &w, &y});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.conv2d_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(), dx.floats());
+  Call()->conv2d_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(),
+                               dx.floats());
 }
 
 void conv2d_backward_weights(const py::object& dy_, const py::object& x_, const py::object& y_,
@@ -153,10 +148,8 @@ void conv2d_backward_weights(const py::object& dy_, const py::object& x_, const 
   const Array y = activation_output(y_, relu, conv2d_output(s));
   if (db) db.require({s.oc}, "one value a filter");
   require_apart({&dw, &db}, {&dy, &x, &y});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.conv2d_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(), dw.floats(),
-                              db.floats());
+  Call()->conv2d_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(),
+                                  dw.floats(), db.floats());
 }
 
 void conv2d_backward(const py::object& dy_, const py::object& x_, const py::object& w_,
@@ -172,11 +165,10 @@ void conv2d_backward(const py::object& dy_, const py::object& x_, const py::obje
   dw.require(w.shape(), "that of w");
   db.require({s.oc}, "one value a filter");
   require_apart({&dx, &dw, &db}, {&dy, &x, &w, &y});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.conv2d_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(), dx.floats());
-  ops.conv2d_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(), dw.floats(),
-                              db.floats());
+  const Call call;
+  call->conv2d_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(), dx.floats());
+  call->conv2d_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(),
+                                dw.floats(), db.floats());
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -196,9 +188,7 @@ void dense(const py::object& x_, const py::object& w_, const py::object& b_, con
   if (b) b.require({s.out}, "one value a unit");
   y.require({s.n, s.out}, "(n, units)");
   require_apart({&y}, {&x, &w, &b});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.dense(s, activation(relu), x.floats(), w.floats(), b.floats(), y.floats());
+  Call()->dense(s, activation(relu), x.floats(), w.floats(), b.floats(), y.floats());
 }
 
 void dense_backward_data(const py::object& dy_, const py::object& w_, const py::object& y_,
@@ -208,9 +198,8 @@ void dense_backward_data(const py::object& dy_, const py::object& w_, const py::
   dy.require({s.n, s.out}, "(n, units)");
   const Array y = activation_output(y_, relu, {s.n, s.out});
   require_apart({&dx}, {&dy, &w, &y});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.dense_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(), dx.floats());
+  Call()->dense_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(),
+                              dx.floats());
 }
 
 void dense_backward_weights(const py::object& dy_, const py::object& x_, const py::object& y_,
@@ -222,10 +211,8 @@ void dense_backward_weights(const py::object& dy_, const py::object& x_, const p
   const Array y = activation_output(y_, relu, {s.n, s.out});
   if (db) db.require({s.out}, "one value a unit");
   require_apart({&dw, &db}, {&dy, &x, &y});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.dense_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(), dw.floats(),
-                             db.floats());
+  Call()->dense_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(),
+                                 dw.floats(), db.floats());
 }
 
 void dense_backward(const py::object& dy_, const py::object& x_, const py::object& w_,
@@ -240,11 +227,10 @@ void dense_backward(const py::object& dy_, const py::object& x_, const py::objec
   dw.require(w.shape(), "that of w");
   db.require({s.out}, "one value a unit");
   require_apart({&dx, &dw, &db}, {&dy, &x, &w, &y});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.dense_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(), dx.floats());
-  ops.dense_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(), dw.floats(),
-                             db.floats());
+  const Call call;
+  call->dense_backward_data(s, activation(relu), dy.floats(), y.floats(), w.floats(), dx.floats());
+  call->dense_backward_weights(s, activation(relu), dy.floats(), y.floats(), x.floats(),
+                               dw.floats(), db.floats());
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -290,9 +276,7 @@ void max_pool2d(const py::object& x_, const py::object& y_, const py::object& ar
   y.require({s.n, s.oh, s.ow, s.c}, "that of the output");
   argmax.require({s.n, s.oh, s.ow, s.c}, "that of the output");
   require_apart({&y, &argmax}, {&x});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.max_pool2d(s, x.floats(), y.floats(), argmax.data());
+  Call()->max_pool2d(s, x.floats(), y.floats(), argmax.data());
 }
 
 void max_pool2d_backward(const py::object& dy_, const py::object& argmax_, const py::object& dx_,
@@ -303,9 +287,7 @@ void max_pool2d_backward(const py::object& dy_, const py::object& argmax_, const
   dy.require({s.n, s.oh, s.ow, s.c}, "that of the output");
   argmax.require({s.n, s.oh, s.ow, s.c}, "that of the output");
   require_apart({&dx}, {&dy, &argmax});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.max_pool2d_backward(s, dy.floats(), argmax.data(), dx.floats());
+  Call()->max_pool2d_backward(s, dy.floats(), argmax.data(), dx.floats());
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -314,9 +296,7 @@ void relu(const py::object& x_, const py::object& y_) {
   const Array x = input(x_, "x"), y = output(y_, "out");
   y.require(x.shape(), "that of x");
   require_apart_or_same(y, x);
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.relu(x.size(), x.floats(), y.floats());
+  Call()->relu(x.size(), x.floats(), y.floats());
 }
 
 void relu_backward(const py::object& dy_, const py::object& y_, const py::object& dx_) {
@@ -325,25 +305,28 @@ void relu_backward(const py::object& dy_, const py::object& y_, const py::object
   dx.require(dy.shape(), "that of dy");
   require_apart_or_same(dx, dy);
   require_apart_or_same(dx, y);
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.relu_backward(dy.size(), dy.floats(), y.floats(), dx.floats());
+  Call()->relu_backward(dy.size(), dy.floats(), y.floats(), dx.floats());
 }
 
-void dropout(const py::object& x_, const py::object& y_, double rate, uint64_t seed,
-             uint64_t offset) {
-  const Array x = input(x_, "x"), y = output(y_, "out");
-  y.require(x.shape(), "that of x");
-  require_apart_or_same(y, x);
+Dropout dropout_of(double rate, uint64_t seed, const Scalar<uint64_t>& offset) {
   if (!(rate >= 0.0 && rate < 1.0)) {
     throw py::value_error("rate: expected a number of at least 0 and below 1. Received: " +
                           std::string(py::str(py::float_(rate))) + ".");
   }
-  const auto threshold = static_cast<uint64_t>(std::ceil(std::ldexp(rate, 32)));
-  const auto scale = static_cast<float>(1.0 / (1.0 - rate));
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.dropout(x.size(), scale, threshold, seed, offset, x.floats(), y.floats());
+  return {.scale = static_cast<float>(1.0 / (1.0 - rate)),
+          .threshold = static_cast<uint64_t>(std::ceil(std::ldexp(rate, 32))),
+          .seed = seed,
+          .offset = offset};
+}
+
+void dropout(const py::object& x_, const py::object& y_, double rate, uint64_t seed,
+             const py::object& offset_) {
+  const Array x = input(x_, "x"), y = output(y_, "out");
+  const ScalarArgument<uint64_t> offset(offset_, "offset", "uint64");
+  y.require(x.shape(), "that of x");
+  require_apart_or_same(y, x);
+  const Dropout d = dropout_of(rate, seed, offset);
+  Call()->dropout(x.size(), d, x.floats(), y.floats());
 }
 
 void require_rows(const Array& x) {
@@ -356,9 +339,7 @@ void softmax(const py::object& x_, const py::object& y_) {
   require_rows(x);
   y.require(x.shape(), "that of x");
   require_apart_or_same(y, x);
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.softmax(x.dim(0), x.dim(1), x.floats(), y.floats());
+  Call()->softmax(x.dim(0), x.dim(1), x.floats(), y.floats());
 }
 
 void softmax_backward(const py::object& dy_, const py::object& y_, const py::object& dx_) {
@@ -368,9 +349,7 @@ void softmax_backward(const py::object& dy_, const py::object& y_, const py::obj
   dx.require(dy.shape(), "that of dy");
   require_apart_or_same(dx, dy);
   require_apart_or_same(dx, y);
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.softmax_backward(dy.dim(0), dy.dim(1), dy.floats(), y.floats(), dx.floats());
+  Call()->softmax_backward(dy.dim(0), dy.dim(1), dy.floats(), y.floats(), dx.floats());
 }
 
 void softmax_cross_entropy(const py::object& logits_, const py::object& labels_,
@@ -385,10 +364,8 @@ void softmax_cross_entropy(const py::object& logits_, const py::object& labels_,
   probabilities.require(logits.shape(), "that of logits");
   dlogits.require(logits.shape(), "that of logits");
   require_apart({&loss, &probabilities, &dlogits}, {&logits, &labels});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.softmax_cross_entropy(logits.dim(0), logits.dim(1), logits.floats(), labels.floats(),
-                            loss.floats(), probabilities.floats(), dlogits.floats());
+  Call()->softmax_cross_entropy(logits.dim(0), logits.dim(1), logits.floats(), labels.floats(),
+                                loss.floats(), probabilities.floats(), dlogits.floats());
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -406,92 +383,145 @@ void require_parameters(const Array& w, const Array& dw, const std::vector<const
 }
 
 void sgd_step(const py::object& w_, const py::object& dw_, const py::object& velocity_,
-              float learning_rate, float momentum, bool nesterov) {
+              const py::object& learning_rate_, float momentum, bool nesterov) {
   const Array w = output(w_, "w"), dw = input(dw_, "dw");
   const Array velocity = optional_output(velocity_, "velocity");
+  const ScalarArgument<float> learning_rate(learning_rate_, "learning_rate", "float32");
   require_parameters(w, dw, {&velocity});
   if (!velocity && momentum != 0.0f) {
     throw py::value_error("velocity: expected an array, which momentum needs. Received: None.");
   }
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.sgd_step(w.size(), w.floats(), dw.floats(), velocity.floats(), learning_rate, momentum,
-               nesterov);
+  Call()->sgd_step(w.size(), w.floats(), dw.floats(), velocity.floats(), learning_rate, momentum,
+                   nesterov);
 }
 
 void rmsprop_step(const py::object& w_, const py::object& dw_, const py::object& velocity_,
-                  double learning_rate, double rho, double epsilon) {
+                  const py::object& learning_rate_, double rho, double epsilon) {
   const Array w = output(w_, "w"), dw = input(dw_, "dw"), velocity = output(velocity_, "velocity");
+  const ScalarArgument<float> learning_rate(learning_rate_, "learning_rate", "float32");
   require_parameters(w, dw, {&velocity});
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.rmsprop_step(w.size(), w.floats(), dw.floats(), velocity.floats(),
-                   static_cast<float>(learning_rate), static_cast<float>(rho),
-                   static_cast<float>(1.0 - rho), static_cast<float>(epsilon));
+  Call()->rmsprop_step(w.size(), w.floats(), dw.floats(), velocity.floats(), learning_rate,
+                       static_cast<float>(rho), static_cast<float>(1.0 - rho),
+                       static_cast<float>(epsilon));
 }
 
 void adam_step(const py::object& w_, const py::object& dw_, const py::object& m_,
-               const py::object& v_, int64_t step, double learning_rate, double beta_1,
-               double beta_2, double epsilon) {
+               const py::object& v_, const py::object& step_, const py::object& learning_rate_,
+               double beta_1, double beta_2, double epsilon) {
   const Array w = output(w_, "w"), dw = input(dw_, "dw");
   const Array m = output(m_, "m"), v = output(v_, "v");
+  const ScalarArgument<float> learning_rate(learning_rate_, "learning_rate", "float32");
   require_parameters(w, dw, {&m, &v});
-  if (step < 1) {
-    throw py::value_error("step: expected a count from 1. Received: " + std::to_string(step) + ".");
+  if (!is_array(step_) && py::cast<int64_t>(step_) < 1) {
+    throw py::value_error(
+        "step: expected a count from 1. Received: " + std::string(py::str(step_)) + ".");
   }
-  const double t = static_cast<double>(step);
-  const double alpha =
-      learning_rate * std::sqrt(1.0 - std::pow(beta_2, t)) / (1.0 - std::pow(beta_1, t));
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  ops.adam_step(w.size(), w.floats(), dw.floats(), m.floats(), v.floats(),
-                static_cast<float>(alpha), static_cast<float>(1.0 - beta_1),
-                static_cast<float>(1.0 - beta_2), static_cast<float>(epsilon));
+  const ScalarArgument<uint64_t> step(step_, "step", "uint64");
+  Call()->adam_step(w.size(), w.floats(), dw.floats(), m.floats(), v.floats(), learning_rate, step,
+                    beta_1, beta_2, static_cast<float>(epsilon));
 }
 
 // ---------------------------------------------------------------------------------------------
 
-// Floating-point operations per second that the path in use reaches in registers, best of some
-// runs.
-double measure_peak(double seconds) {
-  const Operations& ops = cpu::operations();
-  py::gil_scoped_release release;
-  using clock = std::chrono::steady_clock;
-  const auto timed = [&](int64_t iterations) {
-    const auto start = clock::now();
-    const double flops = ops.peak_flops(iterations);
-    return flops / std::chrono::duration<double>(clock::now() - start).count();
-  };
-  constexpr int64_t iterations = 1 << 20;
-  double best = timed(iterations);
-  const auto end = clock::now() + std::chrono::duration<double>(seconds);
-  while (clock::now() < end) best = std::max(best, timed(iterations));
-  return best;
+// The fused convolution, ReLU, 2x2 max pooling and dropout.
+ConvPoolShape conv2d_pool_shape(const Conv2dShape& conv) {
+  if (conv.oh < 2 || conv.ow < 2) {
+    throw py::value_error(
+        "x: expected an output of the convolution of at least 2 rows and columns, one pooling "
+        "window. Received an output of " +
+        std::to_string(conv.oh) + " x " + std::to_string(conv.ow) + ".");
+  }
+  return {.conv = conv, .ph = conv.oh / 2, .pw = conv.ow / 2};
 }
 
-void set_num_threads(int64_t count) {
-  constexpr int64_t most = 1024;
-  if (count < 1 || count > most) {
-    throw py::value_error("num_threads: expected a count from 1 to " + std::to_string(most) +
-                          ". Received: " + std::to_string(count) + ".");
+Shape pooled_output(const ConvPoolShape& s) { return {s.conv.n, s.ph, s.pw, s.conv.oc}; }
+
+void require_supported(const void* operation, const char* name) {
+  if (operation != nullptr) return;
+  PyErr_Format(PyExc_NotImplementedError,
+               "%s: this device has no such kernel. Use the separate operations.", name);
+  throw py::error_already_set();
+}
+
+void conv2d_pool(const py::object& x_, const py::object& w_, const py::object& b_,
+                 const py::object& y_, const py::object& winner_, const Pair& strides,
+                 const Padding& padding, const Pair& dilation, int64_t groups, double rate,
+                 uint64_t seed, const py::object& offset_) {
+  require_supported(reinterpret_cast<const void*>(begin_call().conv2d_pool), "conv2d_pool");
+  const Array x = input(x_, "x"), w = input(w_, "w"), b = optional_input(b_, "b");
+  const Array y = output(y_, "out"), winner = output(winner_, "winner", "uint8");
+  const ScalarArgument<uint64_t> offset(offset_, "offset", "uint64");
+  const ConvPoolShape s =
+      conv2d_pool_shape(conv2d_shape(four(x), w, strides, padding, dilation, groups));
+  if (b) b.require({s.conv.oc}, "one value a filter");
+  y.require(pooled_output(s), "that of the pooled output");
+  winner.require(pooled_output(s), "that of the pooled output");
+  require_apart({&y, &winner}, {&x, &w, &b});
+  const Dropout d = dropout_of(rate, seed, offset);
+  Call()->conv2d_pool(s, d, x.floats(), w.floats(), b.floats(), y.floats(),
+                      static_cast<uint8_t*>(winner.data()));
+}
+
+void conv2d_pool_backward(const py::object& dy_, const py::object& winner_, const py::object& x_,
+                          const py::object& w_, const py::object& dx_, const py::object& dw_,
+                          const py::object& db_, const Pair& strides, const Padding& padding,
+                          const Pair& dilation, int64_t groups, double rate) {
+  require_supported(reinterpret_cast<const void*>(begin_call().conv2d_pool_backward_data),
+                    "conv2d_pool_backward");
+  const Array dy = input(dy_, "dy"), x = input(x_, "x"), w = input(w_, "w");
+  const Array winner(winner_, "winner", Array::Access::read, "uint8");
+  const Array dx = optional_output(dx_, "dx"), dw = output(dw_, "dw"), db = output(db_, "db");
+  const ConvPoolShape s =
+      conv2d_pool_shape(conv2d_shape(four(x), w, strides, padding, dilation, groups));
+  dy.require(pooled_output(s), "that of the pooled output");
+  winner.require(pooled_output(s), "that of the pooled output");
+  if (dx) dx.require(x.shape(), "that of x");
+  dw.require(w.shape(), "that of w");
+  db.require({s.conv.oc}, "one value a filter");
+  require_apart({&dx, &dw, &db}, {&dy, &winner, &x, &w});
+  const float scale = dropout_of(rate, 0, {}).scale;
+  const auto* winners = static_cast<const uint8_t*>(winner.data());
+  const Call call;
+  if (dx) {
+    call->conv2d_pool_backward_data(s, scale, dy.floats(), winners, w.floats(), dx.floats());
   }
-  cpu::set_num_threads(static_cast<int>(count));
+  call->conv2d_pool_backward_weights(s, scale, dy.floats(), winners, x.floats(), dw.floats(),
+                                     db.floats());
+}
+
+void gather(const py::object& source_, const py::object& indices_, const py::object& out_,
+            float scale, bool bytes) {
+  require_supported(reinterpret_cast<const void*>(begin_call().gather_floats), "gather");
+  const Array source(source_, "source", Array::Access::read, bytes ? "uint8" : "float32");
+  const Array indices(indices_, "indices", Array::Access::read, "int64");
+  const Array out = output(out_, "out");
+  indices.require({any}, "one index a row");
+  if (source.shape().empty() || source.dim(0) < 1) {
+    throw py::value_error("source: expected at least one row. Received shape " +
+                          to_text(source.shape()) + ".");
+  }
+  Shape expected = source.shape();
+  expected[0] = indices.dim(0);
+  out.require(expected, "one row of source an index");
+  require_apart({&out}, {&source, &indices});
+  const int64_t rows = source.dim(0), row = source.size() / rows;
+  const auto* index = static_cast<const int64_t*>(indices.data());
+  const Call call;
+  if (bytes) {
+    call->gather_bytes(indices.dim(0), row, rows, static_cast<const uint8_t*>(source.data()), index,
+                       scale, out.floats());
+  } else {
+    call->gather_floats(indices.dim(0), row, rows, source.floats(), index, scale, out.floats());
+  }
 }
 
 }  // namespace
 
 PYBIND11_MODULE(PYCONV_MODULE, m) {
-  m.doc() = "pyconv's CPU kernels. Use them through pyconv.kernels.";
   m.attr("__version__") = PYCONV_VERSION;
   using py::arg;
 
-  m.def("isa", [] { return cpu::operations().isa; }, "The instruction set in use.");
-  m.def("vector_lanes", [] { return cpu::operations().vector_lanes; }, "Floats in a vector of it.");
-  m.def("available_isas", &cpu::available, "What this machine can run, fastest first.");
-  m.def("set_isa", &cpu::select, arg("name"));
-  m.def("num_threads", &cpu::num_threads);
-  m.def("set_num_threads", &set_num_threads, arg("count"));
-  m.def("measure_peak", &measure_peak, arg("seconds") = 0.2);
+  define_backend(m);
 
   m.def("conv2d", &conv2d, arg("x"), arg("w"), arg("b").none(true), arg("out"), arg("strides"),
         arg("padding"), arg("dilation_rate"), arg("groups"), arg("relu"));
@@ -527,6 +557,13 @@ PYBIND11_MODULE(PYCONV_MODULE, m) {
         arg("rho"), arg("epsilon"));
   m.def("adam_step", &adam_step, arg("w"), arg("dw"), arg("m"), arg("v"), arg("step"),
         arg("learning_rate"), arg("beta_1"), arg("beta_2"), arg("epsilon"));
+  m.def("conv2d_pool", &conv2d_pool, arg("x"), arg("w"), arg("b"), arg("out"), arg("winner"),
+        arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"), arg("rate"),
+        arg("seed"), arg("offset"));
+  m.def("conv2d_pool_backward", &conv2d_pool_backward, arg("dy"), arg("winner"), arg("x"), arg("w"),
+        arg("dx"), arg("dw"), arg("db"), arg("strides"), arg("padding"), arg("dilation_rate"),
+        arg("groups"), arg("rate"));
+  m.def("gather", &gather, arg("source"), arg("indices"), arg("out"), arg("scale"), arg("bytes"));
 }
 
 }  // namespace pyconv::bindings

@@ -1,9 +1,8 @@
 // Dropout. Forward and backward are the same function: y = keep ? x * scale : 0, overwrites y (may
 // be x).
 //
-// The random numbers are counter-based: element i takes lane i % 4 of Philox4x32-10 with key = seed
-// and counter = (i / 4, offset), 64 bits each. They do not depend on threads, and the backward pass
-// draws them again instead of storing a mask. Source: J. Salmon et al., "Parallel random numbers:
+// The random numbers are counter-based (Dropout in ops.hpp says which element takes which). They do
+// not depend on threads, and the backward pass draws them again instead of storing a mask. Source: J. Salmon et al., "Parallel random numbers:
 // as easy as 1, 2, 3", SC11.
 #include "operations.hpp"
 
@@ -49,20 +48,21 @@ void philox_block(uint64_t first, uint64_t offset, uint64_t seed, uint32_t (&out
 
 }  // namespace
 
-void dropout(int64_t size, float scale, uint64_t threshold, uint64_t seed, uint64_t offset,
-             const float* x, float* y) {
-  if (threshold == 0) {
+void dropout(int64_t size, const Dropout& d, const float* x, float* y) {
+  const float scale = d.scale;
+  if (d.threshold == 0) {
     parallel_ranges(size, piece, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) y[i] = x[i] * scale;
     });
     return;
   }
+  const uint64_t offset = get(d.offset);
   // threshold may be 2^32; what precedes it fits in 32 bits.
-  const uint32_t last_dropped = static_cast<uint32_t>(threshold - 1);
+  const uint32_t last_dropped = static_cast<uint32_t>(d.threshold - 1);
   parallel_ranges(size, piece, [&](int64_t begin, int64_t end) {
     uint32_t random[block_values];
     for (int64_t i = begin; i < end; i += block_values) {
-      philox_block(static_cast<uint64_t>(i / 4), offset, seed, random);
+      philox_block(static_cast<uint64_t>(i / 4), offset, d.seed, random);
       const int64_t count = min(block_values, end - i);
       for (int64_t j = 0; j < count; ++j) {
         const float kept = x[i + j] * scale;

@@ -22,6 +22,10 @@ namespace pyconv::cpu::PYCONV_ISA {
 
 static constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+template <class T>
+static inline T get(const Scalar<T>& scalar) {
+  return scalar.pointer != nullptr ? *scalar.pointer : scalar.value;
+}
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Start of part `index` when `total` is cut into `parts` as evenly as possible.

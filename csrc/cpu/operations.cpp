@@ -25,6 +25,11 @@ const Operations operations = {
     .sgd_step = sgd_step,
     .rmsprop_step = rmsprop_step,
     .adam_step = adam_step,
+    .conv2d_pool = nullptr,
+    .conv2d_pool_backward_data = nullptr,
+    .conv2d_pool_backward_weights = nullptr,
+    .gather_floats = nullptr,
+    .gather_bytes = nullptr,
     .peak_flops = peak_flops,
 };
 

@@ -24,20 +24,20 @@ void max_pool2d_backward(const Pool2dShape& shape, const float* dy, const void* 
 
 void relu(int64_t size, const float* x, float* y);
 void relu_backward(int64_t size, const float* dy, const float* y, float* dx);
-void dropout(int64_t size, float scale, uint64_t threshold, uint64_t seed, uint64_t offset,
-             const float* x, float* y);
+void dropout(int64_t size, const Dropout& dropout, const float* x, float* y);
 
 void softmax(int64_t n, int64_t k, const float* x, float* y);
 void softmax_backward(int64_t n, int64_t k, const float* dy, const float* y, float* dx);
 void softmax_cross_entropy(int64_t n, int64_t k, const float* logits, const float* labels,
                            float* loss, float* probabilities, float* dlogits);
 
-void sgd_step(int64_t size, float* w, const float* dw, float* velocity, float learning_rate,
+void sgd_step(int64_t size, float* w, const float* dw, float* velocity, Scalar<float> learning_rate,
               float momentum, bool nesterov);
-void rmsprop_step(int64_t size, float* w, const float* dw, float* velocity, float learning_rate,
-                  float rho, float rest, float epsilon);
-void adam_step(int64_t size, float* w, const float* dw, float* m, float* v, float alpha,
-               float rest_1, float rest_2, float epsilon);
+void rmsprop_step(int64_t size, float* w, const float* dw, float* velocity,
+                  Scalar<float> learning_rate, float rho, float rest, float epsilon);
+void adam_step(int64_t size, float* w, const float* dw, float* m, float* v,
+               Scalar<float> learning_rate, Scalar<uint64_t> step, double beta_1, double beta_2,
+               float epsilon);
 
 double peak_flops(int64_t iterations);
 

@@ -4,10 +4,10 @@
 //   sgd_step      v = momentum * v - lr * g;  w += v, or with Nesterov  w += momentum * v - lr * g
 //   rmsprop_step  v = rho * v + rest * g^2;  w -= lr * g / sqrt(v + epsilon)
 //   adam_step     m += (g - m) * rest_1;  v += (g^2 - v) * rest_2;
-//                 w -= alpha * m / (sqrt(v) + epsilon),  alpha with the bias correction in it
+//                 w -= alpha * m / (sqrt(v) + epsilon),  alpha as below
 //
-// rest = 1 - rho and so on come from the caller, who has them in double: in float, 1 - 0.999 is off
-// by 1e-5 of its value.
+// alpha = lr * sqrt(1 - beta_2^step) / (1 - beta_1^step), and rest_i = 1 - beta_i. What is 1 minus
+// something is taken in double: in float, 1 - 0.999 is off by 1e-5 of its value.
 #include <math.h>
 
 #include "operations.hpp"
@@ -16,8 +16,9 @@ namespace pyconv::cpu::PYCONV_ISA {
 
 static constexpr int64_t piece = 8 * 1024;
 
-void sgd_step(int64_t size, float* w, const float* dw, float* velocity, float learning_rate,
+void sgd_step(int64_t size, float* w, const float* dw, float* velocity, Scalar<float> rate,
               float momentum, bool nesterov) {
+  const float learning_rate = get(rate);
   parallel_ranges(size, piece, [&](int64_t begin, int64_t end) {
     if (velocity == nullptr) {
       for (int64_t i = begin; i < end; ++i) w[i] -= learning_rate * dw[i];
@@ -36,8 +37,9 @@ void sgd_step(int64_t size, float* w, const float* dw, float* velocity, float le
   });
 }
 
-void rmsprop_step(int64_t size, float* w, const float* dw, float* velocity, float learning_rate,
+void rmsprop_step(int64_t size, float* w, const float* dw, float* velocity, Scalar<float> rate,
                   float rho, float rest, float epsilon) {
+  const float learning_rate = get(rate);
   parallel_ranges(size, piece, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       velocity[i] = rho * velocity[i] + rest * (dw[i] * dw[i]);
@@ -46,8 +48,13 @@ void rmsprop_step(int64_t size, float* w, const float* dw, float* velocity, floa
   });
 }
 
-void adam_step(int64_t size, float* w, const float* dw, float* m, float* v, float alpha,
-               float rest_1, float rest_2, float epsilon) {
+void adam_step(int64_t size, float* w, const float* dw, float* m, float* v, Scalar<float> rate,
+               Scalar<uint64_t> step, double beta_1, double beta_2, float epsilon) {
+  const double t = static_cast<double>(get(step));
+  const float alpha = static_cast<float>(static_cast<double>(get(rate)) *
+                                         sqrt(1.0 - pow(beta_2, t)) / (1.0 - pow(beta_1, t)));
+  const float rest_1 = static_cast<float>(1.0 - beta_1);
+  const float rest_2 = static_cast<float>(1.0 - beta_2);
   parallel_ranges(size, piece, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       m[i] += (dw[i] - m[i]) * rest_1;

@@ -1,0 +1,58 @@
+// The CPU backend: instruction sets and threads.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+
+#include "../cpu/dispatch.hpp"
+#include "../cpu/runtime.hpp"
+#include "backend.hpp"
+
+namespace pyconv::bindings {
+
+const Operations& begin_call() { return cpu::operations(); }
+
+namespace {
+
+// Floating-point operations per second that the path in use reaches in registers, best of some
+// runs.
+double measure_peak(double seconds) {
+  const Call call;
+  using clock = std::chrono::steady_clock;
+  const auto timed = [&](int64_t iterations) {
+    const auto start = clock::now();
+    const double flops = call->peak_flops(iterations);
+    return flops / std::chrono::duration<double>(clock::now() - start).count();
+  };
+  constexpr int64_t iterations = 1 << 20;
+  double best = timed(iterations);
+  const auto end = clock::now() + std::chrono::duration<double>(seconds);
+  while (clock::now() < end) best = std::max(best, timed(iterations));
+  return best;
+}
+
+void set_num_threads(int64_t count) {
+  constexpr int64_t most = 1024;
+  if (count < 1 || count > most) {
+    throw py::value_error("num_threads: expected a count from 1 to " + std::to_string(most) +
+                          ". Received: " + std::to_string(count) + ".");
+  }
+  cpu::set_num_threads(static_cast<int>(count));
+}
+
+}  // namespace
+
+void define_backend(py::module_& m) {
+  using py::arg;
+  m.doc() = "pyconv's CPU kernels. Use them through pyconv.kernels.";
+  m.def("isa", [] { return cpu::operations().isa; }, "The instruction set in use.");
+  m.def("vector_lanes", [] { return cpu::operations().vector_lanes; }, "Floats in a vector of it.");
+  m.def("available_isas", &cpu::available, "What this machine can run, fastest first.");
+  m.def("set_isa", &cpu::select, arg("name"));
+  m.def("num_threads", &cpu::num_threads);
+  m.def("set_num_threads", &set_num_threads, arg("count"));
+  m.def("measure_peak", &measure_peak, arg("seconds") = 0.2);
+}
+
+}  // namespace pyconv::bindings

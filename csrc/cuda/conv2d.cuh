@@ -1,0 +1,225 @@
+// What the convolution kernels share: the shapes as they see them, the places that gradients come
+// from, and the conditions under which the fast ones apply.
+//
+//   conv2d.cu          the entries of ops.hpp: choose a kernel
+//   conv2d_direct.cu   any shape: one thread a result
+//   conv2d_gemm.cu     forward and data gradient: implicit matrix product in float32
+//   conv2d_tf32.cu     the same for 3x3 kernels on tensor cores
+//   conv2d_weights.cu  weight gradient: split over pixels, summed in a fixed order
+//   conv2d_first.cu    3x3 kernels on 3 channels
+#pragma once
+
+#include "launch.cuh"
+#include "philox.cuh"
+
+namespace pyconv::cuda {
+
+// Division of numbers below 2^31 by a constant: T. Granlund, P. Montgomery, "Division by invariant
+// integers using multiplication", PLDI 1994, section 4.
+struct Divisor {
+  unsigned divisor, multiplier, shift;
+
+  Divisor() = default;
+  __host__ explicit Divisor(int64_t value) : divisor(static_cast<unsigned>(value)), shift(0) {
+    while ((uint64_t{1} << shift) < divisor) ++shift;
+    const uint64_t two = uint64_t{1} << 32;
+    multiplier = static_cast<unsigned>(two * ((uint64_t{1} << shift) - divisor) / divisor + 1);
+  }
+  __device__ __forceinline__ unsigned quotient(unsigned n) const {
+    return (__umulhi(n, multiplier) + n) >> shift;
+  }
+  // n becomes the remainder.
+  __device__ __forceinline__ unsigned divide(unsigned& n) const {
+    const unsigned q = quotient(n);
+    n -= q * divisor;
+    return q;
+  }
+};
+
+// A sum over taps as the fast kernels see it, in 32 bits: forward, or the data gradient with the
+// roles of x and y exchanged.
+struct Taps {
+  int h, w, c;     // source [n, h, w, c]
+  int oh, ow, oc;  // result [n, oh, ow, oc]
+  int kh, kw;
+  int stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
+};
+
+// Positions of an image batch [n, rows, columns], numbered.
+struct Positions {
+  unsigned count;
+  Divisor image, row;
+
+  Positions() = default;
+  __host__ Positions(int64_t n, int64_t rows, int64_t columns)
+      : count(static_cast<unsigned>(n * rows * columns)), image(rows * columns), row(columns) {}
+  __device__ __forceinline__ void locate(unsigned index, int& n, int& i, int& j) const {
+    n = static_cast<int>(image.divide(index));
+    i = static_cast<int>(row.divide(index));
+    j = static_cast<int>(index);
+  }
+};
+
+// ---------------------------------------------------------------------------------------------
+// Sources: where the values that a kernel sums over come from. at() gives one value, four() those
+// of channels c to c + 3; the position is inside the image.
+
+// An array as it is: x, or dy without ReLU.
+struct Plain {
+  static constexpr const char* name = "";
+  const float* data;
+  int h, w, c;
+
+  __device__ __forceinline__ int64_t offset(int n, int i, int j, int k) const {
+    return ((static_cast<int64_t>(n) * h + i) * w + j) * c + k;
+  }
+  __device__ __forceinline__ float at(int n, int i, int j, int k) const {
+    return data[offset(n, i, j, k)];
+  }
+  __device__ __forceinline__ float4 four(int64_t at) const {
+    return __ldg(reinterpret_cast<const float4*>(data + at));
+  }
+  __device__ __forceinline__ float4 four(int n, int i, int j, int k) const {
+    return four(offset(n, i, j, k));
+  }
+};
+
+__device__ __forceinline__ float4 zeros() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
+
+__device__ __forceinline__ float4 where_positive(const float4& y, const float4& x) {
+  return make_float4(y.x > 0.0f ? x.x : 0.0f, y.y > 0.0f ? x.y : 0.0f, y.z > 0.0f ? x.z : 0.0f,
+                     y.w > 0.0f ? x.w : 0.0f);
+}
+
+// dy where the forward pass's output y is positive.
+struct Masked {
+  static constexpr const char* name = " (ReLU)";
+  Plain dy;
+  const float* y;
+
+  __device__ __forceinline__ float at(int n, int i, int j, int k) const {
+    const int64_t offset = dy.offset(n, i, j, k);
+    return y[offset] > 0.0f ? dy.data[offset] : 0.0f;
+  }
+  __device__ __forceinline__ float4 four(int64_t at) const {
+    return where_positive(__ldg(reinterpret_cast<const float4*>(y + at)), dy.four(at));
+  }
+  __device__ __forceinline__ float4 four(int n, int i, int j, int k) const {
+    return four(dy.offset(n, i, j, k));
+  }
+};
+
+// The gradient behind ReLU, 2x2 max pooling and dropout, never written out: scale * dy of the
+// window at its winner, 0 elsewhere.
+struct Pooled {
+  static constexpr const char* name = " (pooled)";
+  Plain dy;  // [n, ph, pw, c]
+  const uint8_t* winner;
+  float scale;
+
+  __device__ __forceinline__ bool inside(int i, int j) const {
+    return (i >> 1) < dy.h && (j >> 1) < dy.w;
+  }
+  __device__ __forceinline__ float at(int n, int i, int j, int k) const {
+    if (!inside(i, j)) return 0.0f;
+    const int64_t offset = dy.offset(n, i >> 1, j >> 1, k);
+    return winner[offset] == ((i & 1) * 2 + (j & 1)) ? scale * dy.data[offset] : 0.0f;
+  }
+  // `image` is the offset of channel k of the pooled image's first pixel.
+  __device__ __forceinline__ float4 four(int64_t image, int i, int j) const {
+    if (!inside(i, j)) return zeros();
+    const int64_t offset = image + ((i >> 1) * dy.w + (j >> 1)) * dy.c;
+    const uchar4 won = __ldg(reinterpret_cast<const uchar4*>(winner + offset));
+    const float4 g = dy.four(offset);
+    const int here = (i & 1) * 2 + (j & 1);
+    return make_float4(won.x == here ? scale * g.x : 0.0f, won.y == here ? scale * g.y : 0.0f,
+                       won.z == here ? scale * g.z : 0.0f, won.w == here ? scale * g.w : 0.0f);
+  }
+  __device__ __forceinline__ float4 four(int n, int i, int j, int k) const {
+    return four(dy.offset(n, 0, 0, k), i, j);
+  }
+};
+
+// What becomes of a finished sum.
+struct Output {
+  const float* bias;  // may be null
+  bool relu;
+  float* y;
+};
+
+// ReLU, 2x2 max pooling and dropout behind it.
+struct PooledOutput {
+  const float* bias;  // may be null
+  float* y;
+  uint8_t* winner;
+  int ph, pw;
+  Dropout dropout;
+};
+
+// Whether a later value takes the maximum: the first one wins ties, NaN wins over numbers.
+__device__ __forceinline__ bool better(float value, float best) {
+  return !(value <= best) && best == best;
+}
+
+// Dropout of a window's maximum, element `index` of the output, whose random word this is.
+__device__ __forceinline__ void finish_pooled(const Dropout& dropout, unsigned word, float best,
+                                              int where, float& y, uint8_t& winner) {
+  const bool dropped = word < dropout.threshold;
+  y = dropped ? 0.0f : best * dropout.scale;
+  winner = static_cast<uint8_t>(dropped || !(best > 0.0f) ? pool_dead : where);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The kernels, for shapes that supports_*() allows. All arrays are aligned to 16 bytes, winners
+// to 4.
+
+// Whether the fast kernels apply: groups of 1, channels in fours, sizes that fit into 32 bits.
+bool supports_gemm(const Conv2dShape& shape);
+// ... for the data gradient.
+bool supports_gemm_backward_data(const Conv2dShape& shape);
+bool supports_first(const Conv2dShape& shape);
+bool supports_tf32(const Conv2dShape& shape);
+
+Taps forward_taps(const Conv2dShape& shape);
+// The data gradient with strides of 1: dy is the source, the kernel is flipped.
+Taps backward_data_taps(const Conv2dShape& shape);
+
+void conv2d_gemm(const Conv2dShape& shape, const float* x, const float* w, const Output& output);
+void conv2d_gemm(const Conv2dShape& shape, const float* x, const float* w,
+                 const PooledOutput& output);
+template <class Source>
+void conv2d_gemm_backward_data(const Conv2dShape& shape, const Source& dy, const float* w,
+                               float* dx);
+
+void conv2d_tf32(const Conv2dShape& shape, const float* x, const float* w, const Output& output);
+void conv2d_tf32(const Conv2dShape& shape, const float* x, const float* w,
+                 const PooledOutput& output);
+template <class Source>
+void conv2d_tf32_backward_data(const Conv2dShape& shape, const Source& dy, const float* w,
+                               float* dx);
+
+void conv2d_first(const Conv2dShape& shape, const float* x, const float* w, const Output& output);
+
+void conv2d_direct(const Conv2dShape& shape, const float* x, const float* w, const Output& output);
+void conv2d_direct(const Conv2dShape& shape, const float* x, const float* w,
+                   const PooledOutput& output);
+template <class Source>
+void conv2d_direct_backward_data(const Conv2dShape& shape, const Source& dy, const float* w,
+                                 float* dx);
+
+// Weight gradients: sums over `splits` parts of the pixels, partial[split] = dw and behind it db,
+// which sum_partials adds up in order.
+int64_t weight_splits(const Conv2dShape& shape, int64_t blocks_a_split);
+void sum_partials(const Conv2dShape& shape, int64_t splits, const float* partial, float* dw,
+                  float* db);
+template <class Source>
+void conv2d_gemm_backward_weights(const Conv2dShape& shape, const Source& dy, const float* x,
+                                  float* dw, float* db);
+template <class Source>
+void conv2d_first_backward_weights(const Conv2dShape& shape, const Source& dy, const float* x,
+                                   float* dw, float* db);
+template <class Source>
+void conv2d_direct_backward_weights(const Conv2dShape& shape, const Source& dy, const float* x,
+                                    float* dw, float* db);
+
+}  // namespace pyconv::cuda

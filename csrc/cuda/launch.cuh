@@ -1,0 +1,70 @@
+// How kernels are launched, and what they share. Included by every .cu file.
+#pragma once
+
+#include "../ops.hpp"
+#include "operations.hpp"
+#include "runtime.hpp"
+
+// Kernels take another path where the device copies from global to shared memory asynchronously.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define PYCONV_SM80 1
+#else
+#define PYCONV_SM80 0
+#endif
+
+namespace pyconv::cuda {
+
+constexpr int warp_size = 32;
+
+// A kernel with its name and the threads of its blocks: what is launched, and listed.
+template <class... Parameters>
+struct KernelOf : Register {
+  std::string name;
+  void (*function)(Parameters...);
+  int threads;
+
+  // `variant` tells instantiations of one template apart.
+  KernelOf(const char* name_, void (*function_)(Parameters...), int threads_,
+           const std::string& variant = "")
+      : Register(name_ + variant, reinterpret_cast<const void*>(function_), threads_),
+        name(name_ + variant),
+        function(function_),
+        threads(threads_) {}
+
+  template <class... Arguments>
+  void operator()(dim3 grid, const Arguments&... arguments) const {
+    function<<<grid, threads, 0, stream()>>>(arguments...);
+    check_launch(name.c_str());
+  }
+};
+
+template <class T>
+__host__ __device__ constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+// Blocks for a loop over `size` elements in steps of the grid (for_each_index): enough to fill any
+// device, never more than a grid may have.
+inline dim3 grid_for(int64_t size, int threads) {
+  constexpr int64_t most = 1 << 16;
+  const int64_t blocks = ceil_div<int64_t>(size, threads);
+  return dim3(static_cast<unsigned>(blocks < most ? blocks : most));
+}
+
+// body(i) for each i in [0, size), spread over the grid.
+template <class Body>
+__device__ __forceinline__ void for_each_index(int64_t size, const Body& body) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step)
+    body(i);
+}
+
+template <class T>
+__device__ __forceinline__ T get(const Scalar<T>& scalar) {
+  return scalar.pointer != nullptr ? *scalar.pointer : scalar.value;
+}
+
+// max(x, 0), NaN stays NaN.
+__device__ __forceinline__ float relu_of(float x) { return x < 0.0f ? 0.0f : x; }
+
+}  // namespace pyconv::cuda

@@ -1,0 +1,34 @@
+#include "operations.hpp"
+
+namespace pyconv::cuda {
+
+extern const Operations operations;
+const Operations operations = {
+    .isa = "cuda",
+    .vector_lanes = 32,
+    .conv2d = conv2d,
+    .conv2d_backward_data = conv2d_backward_data,
+    .conv2d_backward_weights = conv2d_backward_weights,
+    .dense = dense,
+    .dense_backward_data = dense_backward_data,
+    .dense_backward_weights = dense_backward_weights,
+    .max_pool2d = max_pool2d,
+    .max_pool2d_backward = max_pool2d_backward,
+    .relu = relu,
+    .relu_backward = relu_backward,
+    .dropout = dropout,
+    .softmax = softmax,
+    .softmax_backward = softmax_backward,
+    .softmax_cross_entropy = softmax_cross_entropy,
+    .sgd_step = sgd_step,
+    .rmsprop_step = rmsprop_step,
+    .adam_step = adam_step,
+    .conv2d_pool = conv2d_pool,
+    .conv2d_pool_backward_data = conv2d_pool_backward_data,
+    .conv2d_pool_backward_weights = conv2d_pool_backward_weights,
+    .gather_floats = gather_floats,
+    .gather_bytes = gather_bytes,
+    .peak_flops = nullptr,
+};
+
+}  // namespace pyconv::cuda
