@@ -27,10 +27,12 @@ from pyconv import (
 from pyconv.backend import (
     available_isas,
     get_device,
+    get_math_mode,
     get_num_threads,
     isa,
     set_device,
     set_isa,
+    set_math_mode,
     set_num_threads,
 )
 from pyconv.layers import Input
@@ -49,6 +51,7 @@ __all__ = [
     "callbacks",
     "datasets",
     "get_device",
+    "get_math_mode",
     "get_num_threads",
     "initializers",
     "isa",
@@ -61,6 +64,7 @@ __all__ = [
     "saving",
     "set_device",
     "set_isa",
+    "set_math_mode",
     "set_num_threads",
     "utils",
 ]

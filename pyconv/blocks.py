@@ -121,6 +121,61 @@ class ConvBlock(Block):
         return dx
 
 
+class ConvPoolBlock(Block):
+    """Convolution + bias + ReLU + 2x2 max pooling (+ dropout), where the device has one kernel for
+    them."""
+
+    def __init__(
+        self,
+        layer: Conv2D,
+        dropout: Dropout | None,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+    ) -> None:
+        super().__init__(input_shape, output_shape, layer.parameters)
+        self.geometry = (layer.strides, layer.padding, layer.dilation_rate, layer.groups)
+        self.rate, self.seed = (dropout.rate, dropout.drawn_seed) if dropout else (0.0, 0)
+
+    def allocate(self, capacity: int) -> None:
+        self._winner_buffer = aligned_zeros(capacity * self.output_size, np.uint8)
+
+    def forward(self, x: np.ndarray, training: bool, step: int) -> np.ndarray:
+        w, *b = (parameter.value for parameter in self.parameters)
+        y = self._output(len(x))
+        self._x, self._winner = x, self._winner_buffer[: y.size].reshape(y.shape)
+        self._rate = self.rate if training else 0.0
+        kernels.conv2d_pool(
+            x,
+            w,
+            b[0] if b else None,
+            *self.geometry,
+            self._rate,
+            self.seed,
+            step,
+            out=y,
+            winner=self._winner,
+        )
+        return y
+
+    def backward(self, dy: np.ndarray) -> np.ndarray | None:
+        w = self.parameters[0].value
+        dw, *db = self.gradients
+        dx = self._dx(len(dy))
+        kernels.conv2d_pool_backward(
+            dy,
+            self._winner,
+            self._x,
+            w,
+            *self.geometry,
+            self._rate,
+            need_dx=dx is not None,
+            dx=dx,
+            dw=dw,
+            db=db[0] if db else None,
+        )
+        return dx
+
+
 class DenseBlock(Block):
     """Matrix product + bias (+ ReLU) on the last axis."""
 

@@ -61,6 +61,15 @@ def _threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def _device_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--device",
+        type=click.Choice(pyconv.backend.DEVICES),
+        default=None,
+        help="What the kernels run on.  [default: PYCONV_DEVICE, else auto]",
+    )(command)
+
+
 def _batch_size_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True)(
         command
@@ -91,6 +100,7 @@ def main() -> None:
     help="Seed of weights, order and dropout.",
 )
 @_threads_option
+@_device_option
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
@@ -112,6 +122,7 @@ def train(
     batch_size: int,
     seed: int,
     threads: int | None,
+    device: str | None,
     output: Path,
     limit: int | None,
 ) -> None:
@@ -123,6 +134,7 @@ def train(
 
     _check_writable(output)
     _set_threads(threads)
+    _set_device(device)
     set_random_seed(seed)
 
     data, (train_split, test_split) = _load(data)
@@ -151,11 +163,15 @@ def train(
 )
 @_batch_size_option
 @_threads_option
-def evaluate(model: Path, data: str, batch_size: int, threads: int | None) -> None:
+@_device_option
+def evaluate(
+    model: Path, data: str, batch_size: int, threads: int | None, device: str | None
+) -> None:
     """Measure loss and accuracy of a saved MODEL."""
     from pyconv.saving import load_model
 
     _set_threads(threads)
+    _set_device(device)
     network = load_model(model)
     if network.get_compile_config() is None:
         _compile(network)
@@ -184,6 +200,7 @@ def info() -> None:
         "instruction set": f"{pyconv.isa()} (available: {', '.join(pyconv.available_isas())})",
         "threads": pyconv.get_num_threads(),
         "device": pyconv.get_device(),
+        "CUDA": _cuda_summary(),
         "data folder": data_dir(),
         TITLES["cifar10"]: cifar10.find() or missing,
         TITLES["mnist"]: mnist.find() or missing,
@@ -192,11 +209,45 @@ def info() -> None:
     width = max(map(len, lines)) + 2
     for name, value in lines.items():
         click.echo(f"{name + ':':<{width}}{value}")
+    _echo_kernels()
 
 
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
         pyconv.set_num_threads(threads)
+
+
+def _set_device(device: str | None) -> None:
+    if device is not None:
+        pyconv.set_device(device)
+
+
+def _cuda_summary() -> str:
+    """What `info` says of the CUDA kernels."""
+    module = pyconv.backend.cuda_module()
+    if module is None:
+        return "not in this build"
+    built = f"built with CUDA {module.toolkit_version()} for sm_" + ", ".join(
+        module.architectures()
+    )
+    reason = pyconv.backend.cuda_unavailable_reason()
+    if reason:
+        return f"{built}; {reason}"
+    names = ", ".join(f"{d['name']} ({d['compute_capability']})" for d in module.devices())
+    return f"{built}; {names}, driver for CUDA {module.driver_version()}"
+
+
+def _echo_kernels() -> None:
+    """The CUDA kernels as the compiler made them for the device, where there is one."""
+    device = pyconv.backend.current()
+    if device.name == "cpu":
+        return
+    click.echo(f"\n{'kernel':<44}registers  shared  occupancy")
+    for kernel in device.kernels.kernels():
+        click.echo(
+            f"{kernel['name']:<44}{kernel['registers']:>9}  {kernel['shared_bytes']:>6}  "
+            f"{kernel['occupancy']:>8.0%}"
+        )
 
 
 def _load(data: str) -> tuple[str, tuple[Split, Split]]:

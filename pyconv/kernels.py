@@ -1,6 +1,8 @@
 """The kernels as pure functions over arrays: what layers are made of, to benchmark and validate.
 
-Arrays are NumPy's, float32, C-contiguous. Activations are NHWC: (batch, height, width, channels);
+They run on the device in use (`pyconv.set_device`), on whose arrays they work: NumPy's on "cpu" and
+"cuda-emulated", CuPy's on "cuda", there on CuPy's current stream. Arrays are float32 and
+C-contiguous. Activations are NHWC: (batch, height, width, channels);
 convolution weights are HWIO: (kernel height, kernel width, input channels / groups, filters).
 Nothing is converted or copied: a wrong dtype raises `TypeError`, a wrong shape, order or alignment
 `ValueError`. An empty batch is legal, an empty output is not.
@@ -26,12 +28,15 @@ __all__ = [
     "conv2d_backward",
     "conv2d_backward_data",
     "conv2d_backward_weights",
+    "conv2d_pool",
+    "conv2d_pool_backward",
     "dense",
     "dense_backward",
     "dense_backward_data",
     "dense_backward_weights",
     "dropout",
     "dropout_backward",
+    "gather",
     "max_pool2d",
     "max_pool2d_backward",
     "relu",
@@ -48,6 +53,8 @@ Array = NDArray[np.float32]
 Pair = Union[int, tuple[int, int]]
 Padding = Union[str, int, tuple[int, int], tuple[tuple[int, int], tuple[int, int]]]
 Activation = Union[str, None]
+Counter = Union[int, NDArray[np.uint64]]
+Rate = Union[float, NDArray[np.float32]]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -137,8 +144,7 @@ def window_output_size(
 
 def _shape(array: Any, name: str, rank: int) -> tuple[int, ...]:
     """The shape of an array that an output is allocated from; the binding checks the rest."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array. Received: {type(array).__name__}.")
+    backend.current().require_array(array, name)
     if array.ndim != rank:
         raise ValueError(f"{name}: expected {rank} axes. Received shape: {array.shape}.")
     return array.shape
@@ -146,7 +152,8 @@ def _shape(array: Any, name: str, rank: int) -> tuple[int, ...]:
 
 def _empty(shape: Any, dtype: Any = np.float32) -> NDArray[Any]:
     # Impossible sizes are the binding's to report: it says what is wrong with them.
-    return np.empty([max(int(size), 0) for size in shape], dtype)
+    empty: NDArray[Any] = backend.current().xp.empty([max(int(size), 0) for size in shape], dtype)
+    return empty
 
 
 def _relu(activation: Any) -> bool:
@@ -226,7 +233,7 @@ def conv2d(
         y (n, oh, ow, filters).
 
     Raises:
-        TypeError: if an array is no NumPy array of float32.
+        TypeError: if an array is not of the device, or not float32.
         ValueError: if a shape, order or parameter does not fit.
     """
     x_shape, w_shape = _shape(x, "x", 4), _shape(w, "w", 4)
@@ -235,7 +242,7 @@ def conv2d(
     )
     if out is None:
         out = _empty(_conv2d_output(x_shape, w_shape, geometry))
-    backend.cpu().conv2d(x, w, b, out, *geometry)
+    backend.current().kernels.conv2d(x, w, b, out, *geometry)
     return out
 
 
@@ -289,9 +296,9 @@ def conv2d_backward_data(
     )
     if out is None:
         out = _empty(x_shape)
-    elif isinstance(out, np.ndarray) and out.shape != tuple(x_shape):
+    elif backend.current().is_array(out) and out.shape != tuple(x_shape):
         raise ValueError(f"out: expected shape {tuple(x_shape)}. Received: {out.shape}.")
-    backend.cpu().conv2d_backward_data(dy, w, y, out, *geometry)
+    backend.current().kernels.conv2d_backward_data(dy, w, y, out, *geometry)
     return out
 
 
@@ -331,11 +338,11 @@ def conv2d_backward_weights(
     )
     if dw is None:
         dw = _empty(w_shape)
-    elif isinstance(dw, np.ndarray) and dw.shape != tuple(w_shape):
+    elif backend.current().is_array(dw) and dw.shape != tuple(w_shape):
         raise ValueError(f"dw: expected shape {tuple(w_shape)}. Received: {dw.shape}.")
     if db is None:
         db = _empty(w_shape[3:])
-    backend.cpu().conv2d_backward_weights(dy, x, y, dw, db, *geometry)
+    backend.current().kernels.conv2d_backward_weights(dy, x, y, dw, db, *geometry)
     return dw, db
 
 
@@ -377,7 +384,7 @@ def conv2d_backward(
     dx = _empty(x_shape) if dx is None else dx
     dw = _empty(w_shape) if dw is None else dw
     db = _empty(w_shape[3:]) if db is None else db
-    backend.cpu().conv2d_backward(dy, x, w, y, dx, dw, db, *geometry)
+    backend.current().kernels.conv2d_backward(dy, x, w, y, dx, dw, db, *geometry)
     return dx, dw, db
 
 
@@ -423,7 +430,7 @@ def max_pool2d(
         row * pool width + column, as uint8 (int32 for windows of more than 256 positions).
 
     Raises:
-        TypeError: if an array is no NumPy array of the dtype it should have.
+        TypeError: if an array is not of the device, or not of the dtype it should have.
         ValueError: if a shape, order or parameter does not fit.
     """
     x_shape = _shape(x, "x", 4)
@@ -432,7 +439,7 @@ def max_pool2d(
         shape = _conv2d_output(x_shape, (*pool, 1, x_shape[3]), (steps, pads, (1, 1)))
         out = _empty(shape) if out is None else out
         argmax = _empty(shape, argmax_dtype(pool)) if argmax is None else argmax
-    backend.cpu().max_pool2d(x, out, argmax, pool, steps, pads)
+    backend.current().kernels.max_pool2d(x, out, argmax, pool, steps, pads)
     return out, argmax
 
 
@@ -466,10 +473,127 @@ def max_pool2d_backward(
     pool, steps, pads = _pool_geometry(x_shape, pool_size, strides, padding)
     if out is None:
         out = _empty(x_shape)
-    elif isinstance(out, np.ndarray) and out.shape != tuple(x_shape):
+    elif backend.current().is_array(out) and out.shape != tuple(x_shape):
         raise ValueError(f"out: expected shape {tuple(x_shape)}. Received: {out.shape}.")
-    backend.cpu().max_pool2d_backward(dy, argmax, out, pool, steps, pads)
+    backend.current().kernels.max_pool2d_backward(dy, argmax, out, pool, steps, pads)
     return out
+
+
+# --------------------------------------------------------------------------------------------------
+# Convolution with ReLU, 2x2 max pooling and dropout behind it
+
+
+def conv2d_pool(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    strides: Pair = 1,
+    padding: Padding = "valid",
+    dilation_rate: Pair = 1,
+    groups: int = 1,
+    rate: float = 0.0,
+    seed: int = 0,
+    offset: Counter = 0,
+    *,
+    out: Array | None = None,
+    winner: NDArray[np.uint8] | None = None,
+) -> tuple[Array, NDArray[np.uint8]]:
+    """`conv2d` with ReLU, `max_pool2d` of 2x2 windows and `dropout`, in one kernel.
+
+    Only pooled values are written, with a byte each that is all the backward pass needs. On the
+    CPU, which has no such kernel, it is those three functions one after the other.
+
+    Args:
+        x, w, b, strides, padding, dilation_rate, groups: as for `conv2d`.
+        rate, seed, offset: as for `dropout`, whose elements are those of the pooled output.
+        out, winner: arrays for the results.
+
+    Returns:
+        y (n, oh // 2, ow // 2, filters), and winner of the same shape, uint8: the position of the
+        window's maximum, 2 * row + column, or 4 where no gradient passes: the maximum is not
+        positive, or was dropped.
+
+    Raises:
+        TypeError, ValueError: as those functions; ValueError if the convolution's output is smaller
+            than one window.
+    """
+    x_shape, w_shape = _shape(x, "x", 4), _shape(w, "w", 4)
+    *geometry, _ = _conv2d_geometry(x_shape, w_shape, strides, padding, dilation_rate, groups, None)
+    dropping = _dropout_arguments(rate, seed, offset)
+    n, oh, ow, filters = _conv2d_output(x_shape, w_shape, tuple(geometry))
+    shape = (n, oh // 2, ow // 2, filters)
+    out = _empty(shape) if out is None else out
+    winner = _empty(shape, np.uint8) if winner is None else winner
+    device = backend.current()
+    if device.fuses_pooling:
+        device.kernels.conv2d_pool(x, w, b, out, winner, *geometry, *dropping)
+        return out, winner
+    y = conv2d(x, w, b, strides, padding, dilation_rate, groups, "relu")
+    max_pool2d(y, out=out, argmax=winner)
+    # What is dropped shows by dropping ones: the values themselves may be 0.
+    kept = dropout(np.ones_like(out), *dropping)
+    winner[~((out > 0) & (kept > 0))] = 4
+    dropout(out, *dropping, out=out)
+    return out, winner
+
+
+def conv2d_pool_backward(
+    dy: Array,
+    winner: NDArray[np.uint8],
+    x: Array,
+    w: Array,
+    strides: Pair = 1,
+    padding: Padding = "valid",
+    dilation_rate: Pair = 1,
+    groups: int = 1,
+    rate: float = 0.0,
+    *,
+    need_dx: bool = True,
+    dx: Array | None = None,
+    dw: Array | None = None,
+    db: Array | None = None,
+) -> tuple[Array | None, Array, Array]:
+    """All gradients of `conv2d_pool`, from the pooled gradient: the dense one is never written.
+
+    Args:
+        dy: gradient of the output (n, oh // 2, ow // 2, filters).
+        winner: as `conv2d_pool` returned it.
+        x: input (n, h, w, channels).
+        w: kernel (kh, kw, channels / groups, filters).
+        strides, padding, dilation_rate, groups, rate: as in the forward pass.
+        need_dx: whether dx is wanted; without, None is returned for it.
+        dx, dw, db: arrays for the results.
+
+    Returns:
+        dx, dw and db, of the shapes of x, w and the bias.
+
+    Raises:
+        TypeError, ValueError: as `conv2d_pool`.
+    """
+    x_shape, w_shape = _shape(x, "x", 4), _shape(w, "w", 4)
+    *geometry, _ = _conv2d_geometry(x_shape, w_shape, strides, padding, dilation_rate, groups, None)
+    rate, *_ = _dropout_arguments(rate, 0, 0)
+    if dx is None and need_dx:
+        dx = _empty(x_shape)
+    dw = _empty(w_shape) if dw is None else dw
+    db = _empty(w_shape[3:]) if db is None else db
+    device = backend.current()
+    if device.fuses_pooling:
+        device.kernels.conv2d_pool_backward(dy, winner, x, w, dx, dw, db, *geometry, rate)
+        return dx, dw, db
+    if winner.dtype != np.uint8:
+        raise TypeError(f"winner: expected uint8. Received: {winner.dtype}.")
+    y_shape = _conv2d_output(x_shape, w_shape, tuple(geometry))
+    if winner.shape != dy.shape:
+        raise ValueError(f"winner: expected dy's shape {dy.shape}. Received: {winner.shape}.")
+    alive = np.where(winner == 4, np.float32(0), dy * np.float32(1 / (1 - rate)))
+    places = np.where(winner == 4, np.uint8(0), winner)
+    dense_dy = max_pool2d_backward(alive, places, _four(y_shape, "y"))
+    options = (strides, padding, dilation_rate, groups)
+    conv2d_backward_weights(dense_dy, x, _four(w_shape, "w"), *options, dw=dw, db=db)
+    if dx is not None:
+        conv2d_backward_data(dense_dy, w, _four(x_shape, "x"), *options, out=dx)
+    return dx, dw, db
 
 
 # --------------------------------------------------------------------------------------------------
@@ -497,12 +621,12 @@ def dense(
         y (n, units).
 
     Raises:
-        TypeError: if an array is no NumPy array of float32.
+        TypeError: if an array is not of the device, or not float32.
         ValueError: if a shape, order or parameter does not fit.
     """
     if out is None:
         out = _empty((_shape(x, "x", 2)[0], _shape(w, "w", 2)[1]))
-    backend.cpu().dense(x, w, b, out, _relu(activation))
+    backend.current().kernels.dense(x, w, b, out, _relu(activation))
     return out
 
 
@@ -531,7 +655,7 @@ def dense_backward_data(
     """
     if out is None:
         out = _empty((_shape(dy, "dy", 2)[0], _shape(w, "w", 2)[0]))
-    backend.cpu().dense_backward_data(dy, w, y, out, _relu(activation))
+    backend.current().kernels.dense_backward_data(dy, w, y, out, _relu(activation))
     return out
 
 
@@ -562,7 +686,7 @@ def dense_backward_weights(
     units = _shape(dy, "dy", 2)[1]
     dw = _empty((_shape(x, "x", 2)[1], units)) if dw is None else dw
     db = _empty((units,)) if db is None else db
-    backend.cpu().dense_backward_weights(dy, x, y, dw, db, _relu(activation))
+    backend.current().kernels.dense_backward_weights(dy, x, y, dw, db, _relu(activation))
     return dw, db
 
 
@@ -597,7 +721,7 @@ def dense_backward(
     dx = _empty(x_shape) if dx is None else dx
     dw = _empty(w_shape) if dw is None else dw
     db = _empty(w_shape[1:]) if db is None else db
-    backend.cpu().dense_backward(dy, x, w, y, dx, dw, db, _relu(activation))
+    backend.current().kernels.dense_backward(dy, x, w, y, dx, dw, db, _relu(activation))
     return dx, dw, db
 
 
@@ -606,9 +730,8 @@ def dense_backward(
 
 
 def _like(array: Any, name: str) -> Array:
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array. Received: {type(array).__name__}.")
-    return np.empty(array.shape, np.float32)
+    backend.current().require_array(array, name)
+    return _empty(array.shape)
 
 
 def relu(x: Array, *, out: Array | None = None) -> Array:
@@ -625,7 +748,7 @@ def relu(x: Array, *, out: Array | None = None) -> Array:
         TypeError, ValueError: as `conv2d`.
     """
     out = _like(x, "x") if out is None else out
-    backend.cpu().relu(x, out)
+    backend.current().kernels.relu(x, out)
     return out
 
 
@@ -644,7 +767,7 @@ def relu_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
         TypeError, ValueError: as `conv2d`.
     """
     out = _like(dy, "dy") if out is None else out
-    backend.cpu().relu_backward(dy, y, out)
+    backend.current().kernels.relu_backward(dy, y, out)
     return out
 
 
@@ -662,7 +785,7 @@ def softmax(x: Array, *, out: Array | None = None) -> Array:
         TypeError, ValueError: as `conv2d`.
     """
     out = _like(x, "x") if out is None else out
-    backend.cpu().softmax(x, out)
+    backend.current().kernels.softmax(x, out)
     return out
 
 
@@ -681,7 +804,7 @@ def softmax_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
         TypeError, ValueError: as `conv2d`.
     """
     out = _like(dy, "dy") if out is None else out
-    backend.cpu().softmax_backward(dy, y, out)
+    backend.current().kernels.softmax_backward(dy, y, out)
     return out
 
 
@@ -714,12 +837,12 @@ def softmax_cross_entropy(
     loss = _empty(shape[:1]) if loss is None else loss
     probabilities = _empty(shape) if probabilities is None else probabilities
     dlogits = _empty(shape) if dlogits is None else dlogits
-    backend.cpu().softmax_cross_entropy(logits, labels, loss, probabilities, dlogits)
+    backend.current().kernels.softmax_cross_entropy(logits, labels, loss, probabilities, dlogits)
     return loss, probabilities, dlogits
 
 
 def dropout(
-    x: Array, rate: float, seed: int, offset: int = 0, *, out: Array | None = None
+    x: Array, rate: float, seed: int, offset: Counter = 0, *, out: Array | None = None
 ) -> Array:
     """Sets a fraction of the elements to zero and scales the others by 1 / (1 - rate).
 
@@ -732,7 +855,8 @@ def dropout(
         x: array of any shape.
         rate: fraction to drop, from 0 to below 1.
         seed: key, from 0 to 2^64 - 1.
-        offset: high half of the counter, from 0 to 2^64 - 1: a new one for every step.
+        offset: high half of the counter, from 0 to 2^64 - 1: a new one for every step. It may be an
+            array of one uint64 on the device, which the kernel reads when it runs.
         out: array for the result; may be x.
 
     Returns:
@@ -741,23 +865,75 @@ def dropout(
     Raises:
         TypeError, ValueError: as `conv2d`; ValueError if rate, seed or offset is out of range.
     """
-    for name, value in (("seed", seed), ("offset", offset)):
+    arguments = _dropout_arguments(rate, seed, offset)
+    out = _like(x, "x") if out is None else out
+    backend.current().kernels.dropout(x, out, *arguments)
+    return out
+
+
+def _dropout_arguments(rate: Any, seed: Any, offset: Any) -> tuple[float, int, Any]:
+    values = {"seed": seed}
+    if not backend.current().is_array(offset):
+        values["offset"] = offset
+    for name, value in values.items():
         if not isinstance(value, (int, np.integer)) or not 0 <= value < 2**64:
             raise ValueError(
                 f"{name}: expected an integer from 0 to 2^64 - 1. Received: {value!r}."
             )
     if not isinstance(rate, (int, float, np.number)):
         raise ValueError(f"rate: expected a number from 0 to below 1. Received: {rate!r}.")
-    out = _like(x, "x") if out is None else out
-    backend.cpu().dropout(x, out, float(rate), int(seed), int(offset))
-    return out
+    return float(rate), int(seed), int(offset) if "offset" in values else offset
 
 
 def dropout_backward(
-    dy: Array, rate: float, seed: int, offset: int = 0, *, out: Array | None = None
+    dy: Array, rate: float, seed: int, offset: Counter = 0, *, out: Array | None = None
 ) -> Array:
     """The gradient of `dropout`: the same function of dy, with the same rate, seed and offset."""
     return dropout(dy, rate, seed, offset, out=out)
+
+
+def gather(
+    source: NDArray[Any],
+    indices: NDArray[np.int64],
+    scale: float = 1.0,
+    *,
+    out: Array | None = None,
+) -> Array:
+    """Rows of an array as float32: out[i] = scale * source[indices[i]].
+
+    What a shuffled batch is made of where the data set lives on the device, as bytes for instance.
+
+    Args:
+        source: (rows, ...), float32 or uint8.
+        indices: (n,), int64; those outside are clipped to the first and last row.
+        scale: factor.
+        out: array for the result.
+
+    Returns:
+        out (n, ...).
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    device = backend.current()
+    device.require_array(source, "source")
+    device.require_array(indices, "indices")
+    if source.dtype not in (np.uint8, np.float32):
+        raise TypeError(f"source: expected float32 or uint8. Received: {source.dtype}.")
+    if source.ndim < 1 or indices.ndim != 1:
+        raise ValueError(
+            "expected a source with at least one axis and indices with one. "
+            f"Received shapes: {source.shape} and {indices.shape}."
+        )
+    out = _empty((*indices.shape, *source.shape[1:])) if out is None else out
+    if device.name != "cpu":
+        device.kernels.gather(source, indices, out, float(scale), source.dtype == np.uint8)
+        return out
+    if not len(source):
+        raise ValueError(f"source: expected at least one row. Received shape: {source.shape}.")
+    out[...] = source[np.clip(indices, 0, len(source) - 1)]
+    out *= np.float32(scale)
+    return out
 
 
 # --------------------------------------------------------------------------------------------------
@@ -768,7 +944,7 @@ def sgd_step(
     w: Array,
     dw: Array,
     velocity: Array | None,
-    learning_rate: float,
+    learning_rate: Rate,
     momentum: float = 0.0,
     nesterov: bool = False,
 ) -> None:
@@ -781,19 +957,20 @@ def sgd_step(
         w: parameters of any shape, overwritten.
         dw: their gradient.
         velocity: overwritten; None where momentum is 0.
-        learning_rate, momentum, nesterov: see above.
+        learning_rate, momentum, nesterov: see above. The learning rate may be an array of one
+            float32 on the device, which the kernel reads when it runs.
 
     Raises:
         TypeError, ValueError: as `conv2d`; ValueError if momentum comes without a velocity.
     """
-    backend.cpu().sgd_step(w, dw, velocity, learning_rate, momentum, nesterov)
+    backend.current().kernels.sgd_step(w, dw, velocity, learning_rate, momentum, nesterov)
 
 
 def rmsprop_step(
     w: Array,
     dw: Array,
     velocity: Array,
-    learning_rate: float,
+    learning_rate: Rate,
     rho: float = 0.9,
     epsilon: float = 1e-7,
 ) -> None:
@@ -807,12 +984,12 @@ def rmsprop_step(
         w: parameters of any shape, overwritten.
         dw: their gradient.
         velocity: running mean of the squared gradient, overwritten; zero before the first step.
-        learning_rate, rho, epsilon: see above.
+        learning_rate, rho, epsilon: see above; the learning rate as in `sgd_step`.
 
     Raises:
         TypeError, ValueError: as `conv2d`.
     """
-    backend.cpu().rmsprop_step(w, dw, velocity, learning_rate, rho, epsilon)
+    backend.current().kernels.rmsprop_step(w, dw, velocity, learning_rate, rho, epsilon)
 
 
 def adam_step(
@@ -820,8 +997,8 @@ def adam_step(
     dw: Array,
     m: Array,
     v: Array,
-    step: int,
-    learning_rate: float,
+    step: Counter,
+    learning_rate: Rate,
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     epsilon: float = 1e-7,
@@ -837,10 +1014,10 @@ def adam_step(
         w: parameters of any shape, overwritten.
         dw: their gradient.
         m, v: running means of the gradient and its square, overwritten; zero before the first step.
-        step: counts from 1.
-        learning_rate, beta_1, beta_2, epsilon: see above.
+        step: counts from 1; it may be an array of one uint64 on the device.
+        learning_rate, beta_1, beta_2, epsilon: see above; the learning rate as in `sgd_step`.
 
     Raises:
         TypeError, ValueError: as `conv2d`; ValueError if step is below 1.
     """
-    backend.cpu().adam_step(w, dw, m, v, step, learning_rate, beta_1, beta_2, epsilon)
+    backend.current().kernels.adam_step(w, dw, m, v, step, learning_rate, beta_1, beta_2, epsilon)

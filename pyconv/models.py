@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pyconv import backend, losses, metrics, optimizers, random
 from pyconv import layers as layers_module
-from pyconv import losses, metrics, optimizers, random
 from pyconv.callbacks import Callback, CallbackList, History, Logs, ProgbarLogger, Progress
 from pyconv.layers import Input, Layer, Parameter
 from pyconv.layers.base import Shape, assign, sample_shape, snake_case
@@ -610,7 +610,7 @@ class Sequential:
                     f"{self.name}: the model has no weights to train. Add a Dense or Conv2D."
                 )
         self._parameters.claim()
-        if self._training_plan is None or self._training_plan.capacity < capacity:
+        if not _serves(self._training_plan, capacity):
             assert self._sample_shape is not None
             # The old buffers go first, so that both need not fit into memory.
             self._training_plan = None
@@ -628,13 +628,15 @@ class Sequential:
                 gradients=gradients,
                 loss=self.loss,
             )
+        assert self._training_plan is not None
         return self._training_plan
 
     def _plan_for_inference(self, capacity: int) -> Plan:
-        if self._inference_plan is None or self._inference_plan.capacity < capacity:
+        if not _serves(self._inference_plan, capacity):
             assert self._sample_shape is not None
             self._inference_plan = None
             self._inference_plan = Plan(self._layers, self._sample_shape, capacity, loss=self.loss)
+        assert self._inference_plan is not None
         return self._inference_plan
 
     def _forget_plans(self) -> None:
@@ -781,6 +783,11 @@ class _Batches:
         else:
             buffer[...] = source[indices]
         return buffer
+
+
+def _serves(plan: Plan | None, capacity: int) -> bool:
+    """Whether a plan is for the device in use and batches of this size."""
+    return plan is not None and plan.device is backend.current() and plan.capacity >= capacity
 
 
 def _without_batch(shape: Shape | None) -> tuple[int, ...] | None:

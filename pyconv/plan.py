@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
-from pyconv import random
+from pyconv import backend, random
 from pyconv.blocks import (
     Block,
     ConvBlock,
+    ConvPoolBlock,
     DenseBlock,
     DropoutBlock,
     FlattenBlock,
@@ -70,9 +71,15 @@ class Plan:
         gradients: Mapping[Parameter, np.ndarray] | None = None,
         loss: Loss | None = None,
     ) -> None:
+        self.device = backend.current()
+        if self.device.name == "cuda":
+            raise NotImplementedError(
+                "Models run on the devices 'cpu' and 'cuda-emulated'; on 'cuda' this version has "
+                "the kernels only (pyconv.kernels). Choose pyconv.set_device('cpu')."
+            )
         self.input_shape = input_shape
         self.capacity = capacity
-        self.blocks = make_blocks(operations(layers), input_shape)
+        self.blocks = make_blocks(operations(layers), input_shape, self.device.fuses_pooling)
         self.output_shape = self.blocks[-1].output_shape if self.blocks else input_shape
         self._loss_blocks = self.blocks
         self._head: LossBlock | SoftmaxCrossEntropyBlock | None = None
@@ -204,8 +211,13 @@ def operations(layers: Sequence[Layer]) -> list[Operation]:
     return steps
 
 
-def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> list[Block]:
-    """The blocks of the steps; steps that can be executed as one become one block."""
+def make_blocks(
+    steps: Sequence[Operation], input_shape: tuple[int, ...], fuse_pooling: bool
+) -> list[Block]:
+    """The blocks of the steps; steps that can be executed as one become one block.
+
+    With `fuse_pooling` so do convolution, ReLU, 2x2 max pooling, and dropout if it follows.
+    """
     blocks: list[Block] = []
     shape = input_shape
     index = 0
@@ -217,8 +229,15 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
         block: Block
         if kind == "conv":
             assert isinstance(layer, Conv2D)
-            block = ConvBlock(layer, relu, shape, output_shape)
-            length += relu
+            pool = steps[index + 2].layer if relu and len(steps) > index + 2 else None
+            if fuse_pooling and min(output_shape[:2]) >= 2 and _is_2x2(pool):
+                following = steps[index + 3].layer if len(steps) > index + 3 else None
+                dropout = following if isinstance(following, Dropout) else None
+                block = ConvPoolBlock(layer, dropout, shape, _output_shape(pool, output_shape))
+                length += 2 + (dropout is not None)
+            else:
+                block = ConvBlock(layer, relu, shape, output_shape)
+                length += relu
         elif kind == "dense":
             assert isinstance(layer, Dense)
             block = DenseBlock(layer, relu, shape, output_shape)
@@ -239,6 +258,14 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
         shape = block.output_shape
         index += length
     return blocks
+
+
+def _is_2x2(layer: Layer | None) -> TypeGuard[MaxPooling2D]:
+    return (
+        isinstance(layer, MaxPooling2D)
+        and layer.pool_size == layer.strides == (2, 2)
+        and layer.padding == "valid"
+    )
 
 
 class FlatParameters:

@@ -1,15 +1,29 @@
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+
 import numpy as np
 import pytest
+
+EMULATED = {"cuda_sm80": "80", "cuda_sm75": "75"}
+
+
+def has_emulated_cuda() -> bool:
+    return importlib.util.find_spec("pyconv._cuda_emulated") is not None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Imported here, not above: the reference's own tests need no extension module.
-    if "isa" in metafunc.fixturenames:
+    if {"isa", "target"} & set(metafunc.fixturenames):
         import pyconv
 
-        metafunc.parametrize("isa", pyconv.available_isas(), indirect=True)
+        isas = pyconv.available_isas()
+        if "isa" in metafunc.fixturenames:
+            metafunc.parametrize("isa", isas, indirect=True)
+        if "target" in metafunc.fixturenames:
+            emulated = list(EMULATED) if has_emulated_cuda() else []
+            metafunc.parametrize("target", isas + emulated, indirect=True)
 
 
 @pytest.fixture
@@ -21,6 +35,45 @@ def isa(request: pytest.FixtureRequest):
     pyconv.set_isa(request.param)
     yield request.param
     pyconv.set_isa(before)
+
+
+@contextlib.contextmanager
+def emulated_cuda(architecture: str, **settings: str):
+    """The device "cuda-emulated" with code for this architecture. Every access is checked against
+    the arrays of the call; settings are the emulator's (PTXCPU_*)."""
+    import pyconv
+    from pyconv import backend
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYCONV_EMULATED_ARCH", architecture)
+        patch.setenv("PTXCPU_COMPUTE_CAPABILITY", architecture)
+        patch.setenv("PTXCPU_STRICT", "1")
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        backend._backend.cache_clear()
+        before = pyconv.get_device()
+        pyconv.set_device("cuda-emulated")
+        try:
+            yield
+        finally:
+            pyconv.set_device(before)
+            backend._backend.cache_clear()
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest):
+    """What the kernels run on, in turn: each instruction set, and CUDA code where it was built to
+    be emulated."""
+    if request.param in EMULATED:
+        with emulated_cuda(EMULATED[request.param]):
+            yield request.param
+    else:
+        import pyconv
+
+        before = pyconv.isa()
+        pyconv.set_isa(request.param)
+        yield request.param
+        pyconv.set_isa(before)
 
 
 @pytest.fixture

@@ -219,6 +219,23 @@ def max_pool2d_backward(
     return crop_image(dx, pads, x_shape[1:3])
 
 
+# ------------------------------------------------------------- convolution, ReLU, pooling, dropout
+
+
+def conv2d_pool(x, w, b=None, rate=0.0, seed=0, offset=0, **geometry):
+    y, argmax = max_pool2d(conv2d(x, w, b, **geometry, activation="relu"))
+    kept = dropout(np.ones(y.shape), rate, seed, offset) > 0
+    winner = np.where((y > 0) & kept, argmax, 4).astype(np.uint8)
+    return dropout(y, rate, seed, offset), winner
+
+
+def conv2d_pool_backward(dy, winner, x, w, rate=0.0, **geometry):
+    alive = np.where(winner == 4, 0.0, np.asarray(dy, np.float64) / (1 - rate))
+    shape = conv2d(x, w, **geometry).shape
+    dense_dy = max_pool2d_backward(alive, np.where(winner == 4, 0, winner), shape)
+    return conv2d_backward(dense_dy, x, w, **geometry)
+
+
 # -------------------------------------------------------------------------------------------- dense
 
 

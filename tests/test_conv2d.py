@@ -50,7 +50,7 @@ def backward_options(case, p, activation):
 
 
 @all_cases
-def test_forward_of_integers_is_exact(isa, case):
+def test_forward_of_integers_is_exact(target, case):
     p = problem(case)
     for with_bias, activation in BIAS_AND_ACTIVATION:
         b = p.b if with_bias else None
@@ -61,7 +61,7 @@ def test_forward_of_integers_is_exact(isa, case):
 
 
 @all_cases
-def test_backward_of_integers_is_exact(isa, case):
+def test_backward_of_integers_is_exact(target, case):
     p = problem(case)
     for activation in (None, "relu"):
         what = f"{case} activation={activation}"
@@ -78,7 +78,7 @@ def test_backward_of_integers_is_exact(isa, case):
 
 
 @all_cases
-def test_reals_are_within_the_rounding_bound(isa, case):
+def test_reals_are_within_the_rounding_bound(target, case):
     p = problem(case, reals)
     n, oh, ow, f = p.linear.shape
     kh, kw, c, _ = case.w
@@ -104,7 +104,7 @@ def test_reals_are_within_the_rounding_bound(isa, case):
 
 
 @all_cases
-def test_outputs_are_overwritten_and_nothing_around_them(isa, case, guarded):
+def test_outputs_are_overwritten_and_nothing_around_them(target, case, guarded):
     """Given outputs and misaligned arrays: the same bits as without, and every element written."""
     p = problem(case, reals)
     y = kernels.conv2d(p.x, p.w, p.b, **case.geometry, activation=case.activation)
@@ -135,7 +135,7 @@ def test_outputs_are_overwritten_and_nothing_around_them(isa, case, guarded):
 
 
 @all_cases
-def test_two_runs_give_the_same_bits(isa, case):
+def test_two_runs_give_the_same_bits(target, case):
     p = problem(case, reals)
     options = backward_options(case, p, "relu")
     first, second = (
@@ -162,7 +162,7 @@ SPREAD_CASES = named(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("case", SPREAD_CASES, ids=lambda c: c.name)
-def test_nan_and_inf_reach_only_what_sees_them(isa, case, value):
+def test_nan_and_inf_reach_only_what_sees_them(target, case, value):
     """One bad input pixel, then one bad gradient. No weight is 0, as inf * 0 is NaN by itself."""
     x, w = (np.array(problem(case).x), np.array(problem(case).w))
     w[w == 0] = 1
@@ -201,7 +201,7 @@ def reference_of_one(x, w, case, position):
     return y
 
 
-def test_relu_backward_masks_even_nan(isa):
+def test_relu_backward_masks_even_nan(target):
     """dy counts where y > 0 and is nothing elsewhere, whatever it is; a NaN in y is not > 0."""
     (case,) = named(CONV_CASES, ("in3_out17",))
     p = problem(case)
@@ -215,7 +215,7 @@ def test_relu_backward_masks_even_nan(isa):
         assert_same(got, expected)
 
 
-def test_inputs_never_read_have_zero_gradient(isa):
+def test_inputs_never_read_have_zero_gradient(target):
     for case in CONV_CASES:
         if "stride_above" not in case.name and "leftover" not in case.name:
             continue
@@ -227,7 +227,7 @@ def test_inputs_never_read_have_zero_gradient(isa):
         assert (dx[unread] == 0).all(), case
 
 
-def test_empty_batch(isa):
+def test_empty_batch(target):
     x, w, b = (np.ones(shape, np.float32) for shape in ((0, 5, 6, 3), (3, 3, 3, 8), (8,)))
     y = kernels.conv2d(x, w, b, padding="same", activation="relu")
     assert y.shape == (0, 5, 6, 8) and y.dtype == np.float32
@@ -270,7 +270,7 @@ paddings = st.one_of(
     with_bias=st.booleans(),
 )
 def test_any_geometry(
-    isa, x_shape, kernel, filters, strides, padding, dilation_rate, groups, activation, with_bias
+    target, x_shape, kernel, filters, strides, padding, dilation_rate, groups, activation, with_bias
 ):
     x = integers("x", x_shape)
     w = integers("w", (*kernel, max(x_shape[3] // groups, 1), filters))

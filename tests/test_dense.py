@@ -33,7 +33,7 @@ def problem(case: DenseCase, numbers=integers) -> SimpleNamespace:
 
 
 @all_cases
-def test_integers_are_exact(isa, case):
+def test_integers_are_exact(target, case):
     p = problem(case)
     for activation in (None, "relu"):
         what = f"{case} activation={activation}"
@@ -51,7 +51,7 @@ def test_integers_are_exact(isa, case):
 
 
 @all_cases
-def test_reals_are_within_the_rounding_bound(isa, case):
+def test_reals_are_within_the_rounding_bound(target, case):
     p = problem(case, reals)
     sizes = np.abs(p.x), np.abs(p.w), np.abs(p.b), np.abs(p.dy)
     for activation in (None, "relu"):
@@ -72,7 +72,7 @@ def test_reals_are_within_the_rounding_bound(isa, case):
 
 
 @all_cases
-def test_outputs_are_overwritten_and_nothing_around_them(isa, case, guarded):
+def test_outputs_are_overwritten_and_nothing_around_them(target, case, guarded):
     p = problem(case, reals)
     options = {"activation": case.activation, "y": p.y}
     y = kernels.dense(p.x, p.w, p.b, case.activation)
@@ -98,7 +98,7 @@ def test_outputs_are_overwritten_and_nothing_around_them(isa, case, guarded):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_inf_stay_in_their_row(isa, value):
+def test_nan_and_inf_stay_in_their_row(target, value):
     for case in DENSE_CASES:
         p = problem(case)
         x, w = np.array(p.x), np.where(p.w == 0, np.float32(1), p.w)
@@ -111,7 +111,7 @@ def test_nan_and_inf_stay_in_their_row(isa, value):
         assert_same(y[others], expected[others], str(case))
 
 
-def test_relu_backward_masks_even_nan(isa):
+def test_relu_backward_masks_even_nan(target):
     p = problem(DENSE_CASES[-1])
     dy = np.where(p.y > 0, p.dy, np.float32(np.nan))
     expected = reference.dense_backward(p.dy, p.x, p.w, "relu", y=p.y)
@@ -119,7 +119,7 @@ def test_relu_backward_masks_even_nan(isa):
         assert_same(got, want)
 
 
-def test_empty_batch(isa):
+def test_empty_batch(target):
     x, w, b = (np.ones(shape, np.float32) for shape in ((0, 5), (5, 7), (7,)))
     y = kernels.dense(x, w, b, "relu")
     assert y.shape == (0, 7)
@@ -137,7 +137,7 @@ def test_empty_batch(isa):
     inner=st.sampled_from([0, 0, 0, 1]),
     activation=st.sampled_from([None, "relu"]),
 )
-def test_any_shape(isa, shape, inner, activation):
+def test_any_shape(target, shape, inner, activation):
     batch, inputs, units = shape
     x, w = integers("x", (batch, inputs)), integers("w", (inputs + inner, units))
     dy = integers("dy", (batch, units))

@@ -31,7 +31,7 @@ def problem(case: PoolCase, numbers=integers) -> SimpleNamespace:
 
 
 @all_cases
-def test_integers_with_many_ties_are_exact(isa, case):
+def test_integers_with_many_ties_are_exact(target, case):
     p = problem(case)
     y, argmax = kernels.max_pool2d(p.x, **case.geometry)
     assert_same_bits(y, p.y, f"y {case}")
@@ -41,7 +41,7 @@ def test_integers_with_many_ties_are_exact(isa, case):
 
 
 @all_cases
-def test_reals(isa, case):
+def test_reals(target, case):
     p = problem(case, reals)
     y, argmax = kernels.max_pool2d(p.x, **case.geometry)
     assert_same_bits(y, p.y, f"y {case}")
@@ -55,7 +55,7 @@ def test_reals(isa, case):
 
 
 @all_cases
-def test_special_values(isa, case):
+def test_special_values(target, case):
     """NaN, infinities, zeros of both signs and ties, in the vector body and in the tail alike."""
     values = np.array([np.nan, -np.inf, np.inf, 0.0, -0.0, 1.0, -1.0, 1.0], np.float32)
     x = values[np.floor(np.abs(reals(case.name, case.x)) * 8).astype(int)]
@@ -68,7 +68,7 @@ def test_special_values(isa, case):
 
 
 @all_cases
-def test_gradient_of_special_values(isa, case):
+def test_gradient_of_special_values(target, case):
     """A NaN or inf reaches the one input that won its window."""
     p = problem(case)
     dy = np.array(p.dy)
@@ -81,7 +81,7 @@ def test_gradient_of_special_values(isa, case):
 
 
 @all_cases
-def test_outputs_are_overwritten_and_nothing_around_them(isa, case, guarded):
+def test_outputs_are_overwritten_and_nothing_around_them(target, case, guarded):
     p = problem(case, reals)
     dx = kernels.max_pool2d_backward(p.dy, p.argmax, case.x, **case.geometry)
     for offset in (1, 7):
@@ -98,14 +98,14 @@ def test_outputs_are_overwritten_and_nothing_around_them(isa, case, guarded):
         guarded.check()
 
 
-def test_empty_batch(isa):
+def test_empty_batch(target):
     y, argmax = kernels.max_pool2d(np.zeros((0, 4, 6, 3), np.float32))
     assert y.shape == argmax.shape == (0, 2, 3, 3) and argmax.dtype == np.uint8
     assert kernels.max_pool2d_backward(y, argmax, (0, 4, 6, 3)).shape == (0, 4, 6, 3)
 
 
 @pytest.mark.parametrize("case", POOL_CASES[::3], ids=lambda c: c.name)
-def test_argmax_of_someone_else_cannot_reach_outside(isa, case, guarded):
+def test_argmax_of_someone_else_cannot_reach_outside(target, case, guarded):
     """Positions past the window or in the padding are refused or ignored, and harm no memory."""
     p = problem(case)
     top = np.iinfo(p.argmax.dtype)
@@ -126,7 +126,7 @@ def test_argmax_of_someone_else_cannot_reach_outside(isa, case, guarded):
     strides=st.none() | st.tuples(st.integers(1, 4), st.integers(1, 4)),
     padding=st.sampled_from(["valid", "same"]) | st.integers(0, 4),
 )
-def test_any_geometry(isa, x_shape, pool_size, strides, padding):
+def test_any_geometry(target, x_shape, pool_size, strides, padding):
     x = integers("x", x_shape)
     geometry = (pool_size, strides, padding)
     try:

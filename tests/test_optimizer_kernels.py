@@ -44,7 +44,7 @@ def gradient(guarded, shape, step, offset):
     ("momentum", "nesterov"), [(0.0, False), (0.0, True), (0.9, False), (0.9, True)]
 )
 @all_shapes
-def test_sgd(isa, shape, momentum, nesterov, offset, guarded):
+def test_sgd(target, shape, momentum, nesterov, offset, guarded):
     w, velocity = state(guarded, shape, 1, offset)
     for step in range(STEPS):
         g = gradient(guarded, shape, step, offset)
@@ -67,7 +67,7 @@ def test_sgd(isa, shape, momentum, nesterov, offset, guarded):
 @pytest.mark.parametrize("offset", [0, 1, 7])
 @pytest.mark.parametrize("rho", [0.9, 0.999])
 @all_shapes
-def test_rmsprop(isa, shape, rho, offset, guarded):
+def test_rmsprop(target, shape, rho, offset, guarded):
     w, velocity = state(guarded, shape, 1, offset)
     for step in range(STEPS):
         g = gradient(guarded, shape, step, offset)
@@ -87,7 +87,7 @@ def test_rmsprop(isa, shape, rho, offset, guarded):
 
 @pytest.mark.parametrize("offset", [0, 1, 7])
 @all_shapes
-def test_adam(isa, shape, offset, guarded):
+def test_adam(target, shape, offset, guarded):
     w, m, v = state(guarded, shape, 2, offset)
     for step in range(1, STEPS + 1):
         g = gradient(guarded, shape, step, offset)
@@ -118,7 +118,7 @@ def test_adam(isa, shape, offset, guarded):
     guarded.check()
 
 
-def test_defaults_are_keras(isa):
+def test_defaults_are_keras(target):
     g = reals("g", (40,))
     for step, slots in ((kernels.rmsprop_step, 1), (kernels.adam_step, 2)):
         runs = []
@@ -130,7 +130,7 @@ def test_defaults_are_keras(isa):
         np.testing.assert_array_equal(*runs)
 
 
-def test_nan_gradient_stays_in_its_lane(isa):
+def test_nan_gradient_stays_in_its_lane(target):
     for size in (16, 19, 40):
         for step, slots, tail in (
             (kernels.sgd_step, 1, (0.1, 0.9)),

@@ -19,7 +19,7 @@ LOGITS += [(300, 10)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_relu(isa, shape, guarded):
+def test_relu(target, shape, guarded):
     x, dy = integers("x", shape), integers("dy", shape)
     y = kernels.relu(x)
     assert_same(y, reference.relu(x))
@@ -41,7 +41,7 @@ def test_relu(isa, shape, guarded):
     guarded.check()
 
 
-def test_relu_of_special_values(isa):
+def test_relu_of_special_values(target):
     """Every value at every lane."""
     values = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-45, -1e-45, -1.0], np.float32)
     for shift in range(len(values)):
@@ -81,7 +81,7 @@ def softmax_error(z) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 @pytest.mark.parametrize("shape", LOGITS, ids=str)
-def test_softmax(isa, shape, scale, guarded):
+def test_softmax(target, shape, scale, guarded):
     z, dy = reals("z", shape) * np.float32(scale), reals("dy", shape)
     expected = reference.softmax(z)
     y = kernels.softmax(z)
@@ -111,7 +111,7 @@ def test_softmax(isa, shape, scale, guarded):
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 @pytest.mark.parametrize("shape", LOGITS, ids=str)
-def test_softmax_cross_entropy(isa, shape, scale, soft, guarded):
+def test_softmax_cross_entropy(target, shape, scale, soft, guarded):
     z = reals("z", shape) * np.float32(scale)
     n, k = shape
     labels = (
@@ -157,7 +157,7 @@ def test_softmax_cross_entropy(isa, shape, scale, soft, guarded):
 
 
 @pytest.mark.parametrize("k", [2, 10, 16, 19])
-def test_softmax_of_extreme_logits(isa, k):
+def test_softmax_of_extreme_logits(target, k):
     """Stable for any finite logits: a far smaller one is 0, and is free where its label is 0."""
     largest = np.finfo(np.float32).max
     for value in (88.0, 1e4, 1e30, largest):
@@ -173,7 +173,7 @@ def test_softmax_of_extreme_logits(isa, k):
         assert_same_bits(kernels.softmax(z), p)
 
 
-def test_softmax_nan_stays_in_its_row(isa):
+def test_softmax_nan_stays_in_its_row(target):
     for k in (10, 16, 17):
         z = reals("z", (3, k)).copy()
         clean = kernels.softmax(z)
@@ -185,7 +185,7 @@ def test_softmax_nan_stays_in_its_row(isa):
         assert np.isnan(loss).tolist() == [False, True, False]
 
 
-def test_softmax_of_an_empty_batch(isa):
+def test_softmax_of_an_empty_batch(target):
     z = np.zeros((0, 10), np.float32)
     assert kernels.softmax(z).shape == (0, 10)
     assert kernels.softmax_backward(z, z).shape == (0, 10)
@@ -201,7 +201,7 @@ SEEDS = [(0, 0), (1, 2), (0x0123456789ABCDEF, 0xFEDCBA9876543210), (2**64 - 1, 2
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.25, 0.5, 0.999])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_dropout(isa, shape, rate, guarded):
+def test_dropout(target, shape, rate, guarded):
     x = reals("x", shape)
     for seed, offset in SEEDS:
         y = kernels.dropout(x, rate, seed, offset)
@@ -222,7 +222,7 @@ def test_dropout(isa, shape, rate, guarded):
     guarded.check()
 
 
-def test_dropout_defaults_and_extremes(isa):
+def test_dropout_defaults_and_extremes(target):
     x = np.ones(1000, np.float32)
     assert_same_bits(kernels.dropout(x, 0.5, 7), kernels.dropout(x, 0.5, 7, 0))
     assert (kernels.dropout(x, 0.5, 7) != kernels.dropout(x, 0.5, 7, 1)).any()
@@ -233,6 +233,6 @@ def test_dropout_defaults_and_extremes(isa):
     assert kernels.dropout(x, 2.0**-33, 7).all()
 
 
-def test_dropped_nan_and_inf_are_zero(isa):
+def test_dropped_nan_and_inf_are_zero(target):
     x = np.resize(np.array([np.nan, np.inf, -np.inf], np.float32), 200)
     assert_same(kernels.dropout(x, 0.4, 3), reference.dropout(x, 0.4, 3))

@@ -1,0 +1,326 @@
+"""What is special to CUDA code: thread orders, races, tensor cores, graphs, errors, the network.
+
+Executes the kernels on the CPU. The other kernel tests run over the whole table of cases on this
+device too (`target` in conftest.py).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import EMULATED, emulated_cuda, has_emulated_cuda
+
+import pyconv
+import reference
+from cases import (
+    CONV_CASES,
+    DENSE_CASES,
+    POOL_CASES,
+    integers,
+    reals,
+    tutorial_batch,
+    tutorial_weights,
+)
+from pyconv import backend, kernels
+from reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within, sum_bound
+
+pytestmark = pytest.mark.skipif(
+    not has_emulated_cuda(), reason="built without PYCONV_CUDA_EMULATION"
+)
+
+architectures = pytest.mark.parametrize("architecture", EMULATED.values())
+
+ORDERS = {
+    "reverse": {"PTXCPU_ORDER": "reverse"},
+    **{
+        f"random {seed}": {
+            "PTXCPU_ORDER": "random",
+            "PTXCPU_SEED": str(seed),
+            "PTXCPU_STRESS": "20",
+            "PTXCPU_THREADS": "2",
+        }
+        for seed in (1, 2, 3)
+    },
+    "race detector": {"PTXCPU_RACE": "1"},
+}
+
+
+def conv_results(case) -> list[np.ndarray]:
+    x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
+    y = kernels.conv2d(x, w, b, **case.geometry, activation=case.activation)
+    options = case.geometry | {"activation": case.activation}
+    results = [y, *kernels.conv2d_backward(reals("dy", y.shape), x, w, **options, y=y)]
+    if min(y.shape[1:3]) >= 2:
+        pooled, winner = kernels.conv2d_pool(x, w, b, **case.geometry, rate=0.25, seed=7)
+        dy = reals("pooled dy", pooled.shape)
+        gradients = kernels.conv2d_pool_backward(dy, winner, x, w, **case.geometry, rate=0.25)
+        results += [pooled, winner, *gradients]
+    return results
+
+
+def pool_results(case) -> list[np.ndarray]:
+    x = reals("x", case.x)
+    y, argmax = kernels.max_pool2d(x, **case.geometry)
+    return [y, argmax, kernels.max_pool2d_backward(y, argmax, case.x, **case.geometry)]
+
+
+def dense_results(case) -> list[np.ndarray]:
+    x, w = reals("x", (case.batch, case.inputs)), reals("w", (case.inputs, case.units))
+    y = kernels.dense(x, w, None, case.activation)
+    return [y, *kernels.dense_backward(reals("dy", y.shape), x, w, case.activation, y=y)]
+
+
+def other_results(_) -> list[np.ndarray]:
+    z, dy = reals("z", (37, 45)), reals("dy", (37, 45))
+    p = kernels.softmax(z)
+    w, dw, *slots = (np.array(reals(name, (1003,))) for name in ("w", "dw", "s", "m", "v"))
+    results = [p, kernels.softmax_backward(dy, p), kernels.relu(z), kernels.relu_backward(dy, z)]
+    results += [*kernels.softmax_cross_entropy(z, np.abs(dy)), kernels.dropout(z, 0.4, 3, 1)]
+    slots[0] = np.abs(slots[0])
+    slots[2] = np.abs(slots[2])
+    kernels.sgd_step(w, dw, slots[0], 0.1, 0.9, True)
+    kernels.rmsprop_step(w, dw, slots[0], 0.1)
+    kernels.adam_step(w, dw, slots[1], slots[2], 3, 0.1)
+    return [*results, w, *slots]
+
+
+PROBLEMS = [
+    *((case.name, conv_results, case) for case in CONV_CASES),
+    *((case.name, pool_results, case) for case in POOL_CASES),
+    *((case.name, dense_results, case) for case in DENSE_CASES),
+    ("pointwise", other_results, None),
+]
+
+
+@pytest.mark.parametrize("mode", ["fp32", "tf32"])
+@architectures
+@pytest.mark.parametrize(("name", "results", "case"), PROBLEMS, ids=[p[0] for p in PROBLEMS])
+def test_no_order_of_threads_changes_a_bit(name, results, case, architecture, mode):
+    """Forward, reverse, seeded random with yields at shared memory, and once with the race detector
+    on."""
+    if mode == "tf32" and (architecture == "75" or results is not conv_results):
+        pytest.skip("no other kernels than in fp32")
+    with emulated_cuda(architecture):
+        pyconv.set_math_mode(mode)
+        try:
+            expected = results(case)
+            for order, settings in ORDERS.items():
+                with emulated_cuda(architecture, **settings):
+                    for got, want in zip(results(case), expected):
+                        np.testing.assert_array_equal(
+                            got.view(np.uint8), want.view(np.uint8), f"{name} {order}"
+                        )
+        finally:
+            pyconv.set_math_mode("fp32")
+
+
+# ------------------------------------------------------------------------------------- tensor cores
+
+
+@pytest.fixture
+def tf32():
+    with emulated_cuda("80"):
+        pyconv.set_math_mode("tf32")
+        assert pyconv.get_math_mode() == "tf32"
+        yield
+        pyconv.set_math_mode("fp32")
+
+
+def is_tf32(case) -> bool:
+    return (
+        case.kernel == (3, 3)
+        and case.strides == case.dilation_rate == case.groups == 1
+        and case.x[3] % 8 == case.filters % 8 == 0
+    )
+
+
+TF32_CASES = [case for case in CONV_CASES if is_tf32(case)]
+
+
+@pytest.mark.parametrize("case", TF32_CASES, ids=lambda c: c.name)
+def test_tf32_of_integers_is_exact(tf32, case):
+    """Integers up to 4 have 3 bits: rounding to TF32's 11 changes none."""
+    x, w, b = integers("x", case.x), integers("w", case.w), integers("b", (case.filters,))
+    y = kernels.conv2d(x, w, b, **case.geometry, activation="relu")
+    assert_same(y, reference.conv2d(x, w, b, **case.geometry, activation="relu"))
+    dy = integers("dy", y.shape)
+    got = kernels.conv2d_backward(dy, x, w, **case.geometry, activation="relu", y=y)
+    wanted = reference.conv2d_backward(dy, x, w, **case.geometry, activation="relu", y=y)
+    for mine, theirs in zip(got, wanted):
+        assert_same(mine, theirs)
+
+
+@pytest.mark.parametrize("case", TF32_CASES, ids=lambda c: c.name)
+def test_tf32_of_reals_is_within_its_bound(tf32, case):
+    """Each factor is rounded to 11 significant bits: by at most 2^-11 of its value, to nearest. A
+    product of two errs by 2 * 2^-11 (1 + 2^-12); the sums round as in float32."""
+    rounding = 2 * 2.0**-11 * (1 + 2.0**-12)
+    x, w = reals("x", case.x), reals("w", case.w)
+    y = kernels.conv2d(x, w, **case.geometry)
+    magnitude = reference.conv2d(np.abs(x), np.abs(w), **case.geometry)
+    bound = rounding * magnitude + sum_bound(9 * case.x[3], magnitude * (1 + rounding))
+    expected = reference.conv2d(x, w, **case.geometry)
+    assert_within(y, expected, bound, f"y {case}")
+    error = np.abs(y - expected).max()
+    assert error > 16 * UNIT_ROUNDOFF * magnitude.mean(), "float32, not TF32"
+
+    dy = reals("dy", y.shape)
+    dx = kernels.conv2d_backward_data(dy, w, case.x, **case.geometry)
+    of_dx = reference.conv2d_backward_data(np.abs(dy), np.abs(w), case.x, **case.geometry)
+    bound = rounding * of_dx + sum_bound(9 * case.filters, of_dx * (1 + rounding))
+    assert_within(dx, reference.conv2d_backward_data(dy, w, case.x, **case.geometry), bound)
+
+
+def test_tf32_pooling_is_that_of_its_own_convolution(tf32):
+    for case in TF32_CASES:
+        x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
+        y = kernels.conv2d(x, w, b, **case.geometry, activation="relu")
+        if min(y.shape[1:3]) < 2:
+            continue
+        pooled, winner = kernels.conv2d_pool(x, w, b, **case.geometry)
+        expected, argmax = kernels.max_pool2d(y)
+        assert_same_bits(pooled, expected, str(case))
+        np.testing.assert_array_equal(winner, np.where(expected > 0, argmax, 4))
+
+
+def test_tf32_is_refused_without_tensor_cores_for_it():
+    with emulated_cuda("75"):
+        with pytest.raises(ValueError, match=r"8\.0 or later"):
+            pyconv.set_math_mode("tf32")
+        assert pyconv.get_math_mode() == "fp32"
+    with pytest.raises(ValueError, match="'fp32'"):
+        pyconv.set_math_mode("tf32")  # on the CPU
+
+
+# ------------------------------------------------------------------------------- graphs and errors
+
+
+@architectures
+def test_a_graph_replays_with_the_values_that_stand_in_memory_then(architecture):
+    with emulated_cuda(architecture):
+        module = backend.current().kernels
+        x, out = reals("x", (1000,)), np.empty(1000, np.float32)
+        w, dw = np.array(reals("w", (1000,))), reals("dw", (1000,))
+        offset, rate = np.array(0, np.uint64), np.array(0.0, np.float32)
+        m, v, step = np.zeros(1000, np.float32), np.zeros(1000, np.float32), np.array(1, np.uint64)
+        arrays = (x, out, w, dw, offset, rate, m, v, step)
+        with registered(module, arrays):
+            graph = module.Graph()
+            graph.begin_capture()
+            kernels.dropout(x, 0.5, 7, offset, out=out)
+            kernels.adam_step(w, dw, m, v, step, rate)
+            graph.end_capture()
+            out[:] = np.nan
+            before = w.copy()
+            graph.launch()
+            assert_same_bits(out, kernels.dropout(x, 0.5, 7, 0))
+            assert_same_bits(w, before, "a learning rate of 0")
+            offset[...], rate[...], step[...] = 3, 0.1, 2
+            expected = [before.copy(), m.copy(), v.copy()]
+            kernels.adam_step(expected[0], dw, *expected[1:], 2, 0.1)
+            graph.launch()
+            assert_same_bits(out, kernels.dropout(x, 0.5, 7, 3))
+            assert_same_bits(w, expected[0])
+            graph.discard()
+            with pytest.raises(module.Error, match="not captured"):
+                graph.launch()
+
+
+class registered:
+    """Keeps arrays known to the emulator between calls, as a graph's launch needs."""
+
+    def __init__(self, module, arrays):
+        import ctypes
+
+        self._library = ctypes.CDLL(module.__file__)
+        self._arrays = arrays
+
+    def __enter__(self):
+        for array in self._arrays:
+            self._library.ptxcpu_register_buffer(*self._arguments(array))
+
+    def __exit__(self, *_):
+        for array in self._arrays:
+            self._library.ptxcpu_unregister_buffer(self._arguments(array)[0])
+
+    @staticmethod
+    def _arguments(array):
+        import ctypes
+
+        return ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+
+
+def test_a_device_error_names_the_kernel():
+    """In a process of its own, as the error stays."""
+    code = (
+        "import os, numpy as np\n"
+        "from pyconv import kernels, backend\n"
+        "import pyconv; pyconv.set_device('cuda-emulated')\n"
+        "os.environ['PTXCPU_ORDER'] = 'sideways'\n"
+        "try: kernels.relu(np.ones(5, np.float32))\n"
+        "except backend.current().kernels.Error as error:\n"
+        "    print(isinstance(error, RuntimeError), error)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.startswith("True relu: cudaErrorInvalidValue"), result
+
+
+def test_kernels_are_listed():
+    with emulated_cuda("80"):
+        listed = backend.current().kernels.kernels()
+        names = [kernel["name"] for kernel in listed]
+        assert len(set(names)) == len(names)
+        assert {"relu", "conv2d_gemm x64", "conv2d_tf32 + pool x64"} <= set(names)
+        assert all(0 < kernel["occupancy"] <= 1 for kernel in listed)
+
+
+def test_what_is_not_this_devices_is_refused():
+    with emulated_cuda("80"), pytest.raises(TypeError, match="NumPy array"):
+        kernels.relu([1.0])
+    result = subprocess.run(
+        [sys.executable, "-c", "import pyconv; pyconv.backend.current()"],
+        env={**os.environ, "PYCONV_DEVICE": "cuda-emulated", "PYCONV_EMULATED_ARCH": "90"},
+        capture_output=True,
+        text=True,
+    )
+    assert "expected 75 or 80" in result.stderr
+
+
+# ------------------------------------------------------------------------------------- the network
+
+
+@architectures
+def test_ten_training_steps_agree_with_the_cpu(architecture):
+    """The tutorial's network, with dropout: the masks are the same on every device, so the weights
+    differ by rounding only. RMSprop divides by the root of a gradient's square: where a gradient
+    is itself rounding error, its step is not. So the steps are compared as a whole."""
+    x, y = tutorial_batch()
+
+    def train() -> tuple[list[float], list[np.ndarray]]:
+        pyconv.utils.set_random_seed(0)
+        model = pyconv.applications.tutorial_network()
+        model.set_weights(tutorial_weights())
+        model.compile("rmsprop", "categorical_crossentropy")
+        losses = [model.train_on_batch(x, y) for _ in range(10)]
+        return losses, model.get_weights()
+
+    cpu_losses, cpu_weights = train()
+    with emulated_cuda(architecture):
+        losses, weights = train()
+    np.testing.assert_allclose(losses, cpu_losses, rtol=2e-3)
+    for mine, theirs, start in zip(weights, cpu_weights, tutorial_weights()):
+        moved = np.linalg.norm(theirs - start)
+        assert np.linalg.norm(mine - theirs) < 0.02 * moved
+
+
+@architectures
+def test_the_network_predicts_and_evaluates_as_on_the_cpu(architecture):
+    x = pyconv.datasets.shapes.load_data()[1][0][:40].astype(np.float32) / 255
+    model = pyconv.applications.tutorial_network()
+    expected = model.predict(x, batch_size=16)
+    with emulated_cuda(architecture):
+        assert_within(model.predict(x, batch_size=16), expected, 1e-5 * np.ones_like(expected))
