@@ -121,8 +121,7 @@ struct Operations {
   void (*conv2d_pool_backward_data)(const ConvPoolShape&, float scale, const float* dy,
                                     const uint8_t* winner, const float* w, float* dx);
   void (*conv2d_pool_backward_weights)(const ConvPoolShape&, float scale, const float* dy,
-                                       const uint8_t* winner, const float* x, float* dw,
-                                       float* db);
+                                       const uint8_t* winner, const float* x, float* dw, float* db);
   // out[i] = scale * source[indices[i]], rows of `row` values of type float or uint8_t. The indices
   // are clipped to [0, source_rows).
   void (*gather_floats)(int64_t n, int64_t row, int64_t source_rows, const float* source,

@@ -2,8 +2,8 @@
 // be x).
 //
 // The random numbers are counter-based (Dropout in ops.hpp says which element takes which). They do
-// not depend on threads, and the backward pass draws them again instead of storing a mask. Source: J. Salmon et al., "Parallel random numbers:
-// as easy as 1, 2, 3", SC11.
+// not depend on threads, and the backward pass draws them again instead of storing a mask. Source:
+// J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11.
 #include "operations.hpp"
 
 namespace pyconv::cpu::PYCONV_ISA {

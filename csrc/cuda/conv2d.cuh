@@ -64,6 +64,23 @@ struct Positions {
 // Sources: where the values that a kernel sums over come from. at() gives one value, four() those
 // of channels c to c + 3; the position is inside the image.
 
+// Loads where the code says so. The compiler would move an ordinary load down to its first use,
+// behind the multiplications that are to hide how long it takes.
+__device__ __forceinline__ float4 load_early(const float* global) {
+  float4 v;
+  asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(global)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ unsigned load_early(const uint8_t* global) {  // four bytes
+  unsigned v;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(global) : "memory");
+  return v;
+}
+
 // An array as it is: x, or dy without ReLU.
 struct Plain {
   static constexpr const char* name = "";
@@ -76,9 +93,7 @@ struct Plain {
   __device__ __forceinline__ float at(int n, int i, int j, int k) const {
     return data[offset(n, i, j, k)];
   }
-  __device__ __forceinline__ float4 four(int64_t at) const {
-    return __ldg(reinterpret_cast<const float4*>(data + at));
-  }
+  __device__ __forceinline__ float4 four(int64_t at) const { return load_early(data + at); }
   __device__ __forceinline__ float4 four(int n, int i, int j, int k) const {
     return four(offset(n, i, j, k));
   }
@@ -125,18 +140,28 @@ struct Pooled {
     const int64_t offset = dy.offset(n, i >> 1, j >> 1, k);
     return winner[offset] == ((i & 1) * 2 + (j & 1)) ? scale * dy.data[offset] : 0.0f;
   }
-  // `image` is the offset of channel k of the pooled image's first pixel.
-  __device__ __forceinline__ float4 four(int64_t image, int i, int j) const {
-    if (!inside(i, j)) return zeros();
-    const int64_t offset = image + ((i >> 1) * dy.w + (j >> 1)) * dy.c;
-    const uchar4 won = __ldg(reinterpret_cast<const uchar4*>(winner + offset));
-    const float4 g = dy.four(offset);
-    const int here = (i & 1) * 2 + (j & 1);
-    return make_float4(won.x == here ? scale * g.x : 0.0f, won.y == here ? scale * g.y : 0.0f,
-                       won.z == here ? scale * g.z : 0.0f, won.w == here ? scale * g.w : 0.0f);
+  // What is read for channels k to k + 3 of a position, and what it means. `image` is the offset of
+  // channel k of the pooled image's first pixel.
+  template <class Raw>
+  __device__ __forceinline__ Raw raw(int64_t image, int i, int j, bool valid) const {
+    valid = valid && inside(i, j);
+    const int64_t offset = valid ? image + ((i >> 1) * dy.w + (j >> 1)) * dy.c : 0;
+    return {dy.four(offset), load_early(winner + offset), valid ? (i & 1) * 2 + (j & 1) : -1};
+  }
+  __device__ __forceinline__ float4 value(const float4& g, unsigned won, int position) const {
+    const auto at = [&](int k, float v) {
+      return static_cast<int>(won >> (8 * k) & 255) == position ? scale * v : 0.0f;
+    };
+    return make_float4(at(0, g.x), at(1, g.y), at(2, g.z), at(3, g.w));
   }
   __device__ __forceinline__ float4 four(int n, int i, int j, int k) const {
-    return four(dy.offset(n, 0, 0, k), i, j);
+    struct Raw {
+      float4 g;
+      unsigned won;
+      int position;
+    };
+    const Raw read = raw<Raw>(dy.offset(n, 0, 0, k), i, j, true);
+    return value(read.g, read.won, read.position);
   }
 };
 

@@ -13,7 +13,7 @@
 // channels change places by bits 1 and 2 of the position, so that the positions next to each other
 // which a warp reads lie in different banks. In a warp, lane ^ 1 reads the same source and lane ^ 2
 // the same weights: 16-byte reads of shared memory go four lanes of 8 at a time, and two of those
-// merge where such pairs read the same (tests/cuda_banks.py counts them).
+// merge where such pairs read the same.
 //
 // With pooling behind it, the 8 positions of a thread are two whole 2x2 windows.
 #include "async_copy.cuh"
@@ -77,21 +77,54 @@ __device__ __forceinline__ unsigned taps_inside(const Taps& t, int i, int j) {
 }
 
 // A row of the tile while it is loaded, in few registers: the source of its first tap, from which
-// that of each step is found. (n, i, j) is where the first tap lies, k a channel.
+// that of each step is found. (n, i, j) is where the first tap lies, k a channel. load() only
+// loads, anything at all where not valid; value() makes of it what is multiplied. Between the two
+// go multiplications, so that nobody waits for memory.
 template <class Source>
-struct Cursor {  // Plain, Masked
+struct Cursor;
+
+template <>
+struct Cursor<Plain> {
+  using Raw = float4;
   int offset;
 
-  __device__ __forceinline__ void set(const Source&, const Taps& t, int n, int i, int j, int k) {
+  __device__ __forceinline__ void set(const Plain&, const Taps& t, int n, int i, int j, int k) {
     offset = ((n * t.h + i) * t.w + j) * t.c + k;
   }
-  __device__ __forceinline__ float4 load(const Source& source, const Taps&,
-                                         const Step& step) const {
-    return source.four(offset + step.offset);
+  __device__ __forceinline__ Raw load(const Plain& x, const Taps&, const Step& step,
+                                      bool valid) const {
+    return x.four(valid ? offset + step.offset : 0);
+  }
+  static __device__ __forceinline__ float4 value(const Plain&, const Raw& raw) { return raw; }
+};
+
+template <>
+struct Cursor<Masked> {
+  struct Raw {
+    float4 dy, y;
+  };
+  Cursor<Plain> plain;
+
+  __device__ __forceinline__ void set(const Masked& s, const Taps& t, int n, int i, int j, int k) {
+    plain.set(s.dy, t, n, i, j, k);
+  }
+  __device__ __forceinline__ Raw load(const Masked& s, const Taps& t, const Step& step,
+                                      bool valid) const {
+    const Plain y{s.y, 0, 0, 0};
+    return {plain.load(s.dy, t, step, valid), plain.load(y, t, step, valid)};
+  }
+  static __device__ __forceinline__ float4 value(const Masked&, const Raw& raw) {
+    return where_positive(raw.y, raw.dy);
   }
 };
+
 template <>
 struct Cursor<Pooled> {
+  struct Raw {
+    float4 dy;
+    unsigned winner;
+    int position;  // in the window; -1 in none
+  };
   int offset, ij;  // of the pooled image's channel; i and j in 16 bits each
 
   __device__ __forceinline__ void set(const Pooled& source, const Taps&, int n, int i, int j,
@@ -99,11 +132,14 @@ struct Cursor<Pooled> {
     offset = n * source.dy.h * source.dy.w * source.dy.c + k;
     ij = i * 65536 + (j & 65535);
   }
-  __device__ __forceinline__ float4 load(const Pooled& source, const Taps& t,
-                                         const Step& step) const {
+  __device__ __forceinline__ Raw load(const Pooled& source, const Taps& t, const Step& step,
+                                      bool valid) const {
     const int i = (ij >> 16) + step.r * t.dilation_h;
     const int j = static_cast<int16_t>(ij) + step.s * t.dilation_w;
-    return source.four(offset + step.c, i, j);
+    return source.raw<Raw>(offset + step.c, i, j, valid);
+  }
+  static __device__ __forceinline__ float4 value(const Pooled& source, const Raw& raw) {
+    return source.value(raw.dy, raw.winner, raw.position);
   }
 };
 
@@ -217,8 +253,13 @@ struct IsPlain<Plain> {
   static constexpr bool value = true;
 };
 
+// Blocks that a multiprocessor should hold. A source that is put together takes more registers than
+// three would leave.
+template <class Source>
+constexpr int resident_blocks = IsPlain<Source>::value ? 3 : 2;
+
 template <int N, class Source, class Finish>
-__global__ void __launch_bounds__(threads, 3)
+__global__ void __launch_bounds__(threads, resident_blocks<Source>)
     gemm_kernel(Taps t, Source source, const float* __restrict__ w, Finish finish) {
   constexpr int columns = N / 8;  // of a thread
   constexpr int source_loads = tile_rows * units / threads, weight_loads = depth * N / 4 / threads;
@@ -251,7 +292,9 @@ __global__ void __launch_bounds__(threads, 3)
   Step next;
   constexpr int staged_source = ceil_div(source_loads, 2),
                 staged_weights = ceil_div(weight_loads, 2);
-  float4 source_staged[staged_source], weight_staged[staged_weights];
+  typename Cursor<Source>::Raw source_staged[staged_source];
+  float4 weight_staged[staged_weights];
+  bool source_valid[staged_source], weight_valid[staged_weights];
   const auto load = [&](int stage, int half) {
     const bool has_channel = next.c + unit * 4 < t.c;
 #pragma unroll
@@ -263,7 +306,8 @@ __global__ void __launch_bounds__(threads, 3)
                               source.data + (cursors[i].offset + next.offset), valid);
         }
       } else if (i / staged_source == half) {
-        source_staged[i % staged_source] = valid ? cursors[i].load(source, t, next) : zeros();
+        source_valid[i % staged_source] = valid;
+        source_staged[i % staged_source] = cursors[i].load(source, t, next, valid);
       }
     }
 #pragma unroll
@@ -275,8 +319,8 @@ __global__ void __launch_bounds__(threads, 3)
       if constexpr (PYCONV_SM80) {
         if (half == 0) copy_16_bytes_async(&weight_tile[stage][k * N + filter], from, valid);
       } else if (i / staged_weights == half) {
-        weight_staged[i % staged_weights] =
-            valid ? __ldg(reinterpret_cast<const float4*>(from)) : zeros();
+        weight_valid[i % staged_weights] = valid;
+        weight_staged[i % staged_weights] = load_early(valid ? from : w);
       }
     }
     if (half == 1) next.next(t);
@@ -286,7 +330,8 @@ __global__ void __launch_bounds__(threads, 3)
 #pragma unroll
       for (int i = 0; i < staged_source; ++i) {
         const int row = load_row + (half * staged_source + i) * (threads / units);
-        *reinterpret_cast<float4*>(&source_tile[stage][swizzled(row, unit)]) = source_staged[i];
+        *reinterpret_cast<float4*>(&source_tile[stage][swizzled(row, unit)]) =
+            source_valid[i] ? Cursor<Source>::value(source, source_staged[i]) : zeros();
       }
     }
     if constexpr (!PYCONV_SM80) {
@@ -295,7 +340,7 @@ __global__ void __launch_bounds__(threads, 3)
         const int at = half * staged_weights + i;
         if (at < weight_loads) {
           *reinterpret_cast<float4*>(&weight_tile[stage][(load_k + at * k_step) * N + filter]) =
-              weight_staged[i];
+              weight_valid[i] ? weight_staged[i] : zeros();
         }
       }
     }

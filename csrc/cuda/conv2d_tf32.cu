@@ -10,7 +10,7 @@
 // pixels as its rows; row j < 8 is pixel 2 j of an image row, row 8 + j is pixel 2 j + 1, so that a
 // thread holds whole 2x2 windows: pooling needs no exchange. Operands are read by ldmatrix, whose
 // rows are 16 bytes: four channels of a pixel or filter. Units of 16 bytes change places within 128
-// bytes, so that the 8 rows of a matrix lie in different banks (tests/cuda_banks.py counts).
+// bytes, so that the 8 rows of a matrix lie in different banks.
 #include "async_copy.cuh"
 #include "conv2d.cuh"
 

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(threads, 4)
         copy_16_bytes_async(&x_tile[stage][(x_pixel + i * x_step) * tile_rows + x_unit * 4], from,
                             valid);
       } else {
-        x_staged[i] = valid ? __ldg(reinterpret_cast<const float4*>(from)) : zeros();
+        x_staged[i] = valid ? load_early(from) : zeros();
       }
     }
 #pragma unroll

@@ -54,7 +54,7 @@ __device__ __forceinline__ Range windows_around(int64_t at, int64_t pool, int64_
 
 // `small`: all windows are 2x2 and none reaches out of the image, so the loops have no conditions.
 template <class Index, int lanes, bool small>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 4)
     forward_kernel(Pool2dShape s, const Pack<float, lanes>* __restrict__ x,
                    Pack<float, lanes>* __restrict__ y, Pack<Index, lanes>* __restrict__ argmax) {
   const int64_t packs = s.c / lanes;
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <class Index, int lanes>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 3)
     backward_kernel(Pool2dShape s, const Pack<float, lanes>* __restrict__ dy,
                     const Pack<Index, lanes>* __restrict__ argmax,
                     Pack<float, lanes>* __restrict__ dx) {
