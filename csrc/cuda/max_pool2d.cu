@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(threads, 4)
 }
 
 template <class Index, int lanes>
-__global__ void __launch_bounds__(threads, 3)
+__global__ void __launch_bounds__(threads, 2)
     backward_kernel(Pool2dShape s, const Pack<float, lanes>* __restrict__ dy,
                     const Pack<Index, lanes>* __restrict__ argmax,
                     Pack<float, lanes>* __restrict__ dx) {
