@@ -6,12 +6,14 @@ and memory are checked: TypeError, ValueError.
 
 from typing import Any
 
-from numpy import float32
+from numpy import float32, int64, uint8, uint64
 from numpy.typing import NDArray
 
 _Array = NDArray[float32]
 _Pair = tuple[int, int]
 _Sides = tuple[int, int, int, int]  # top, bottom, left, right
+_Rate = float | _Array  # a number, or an array of one: shape ()
+_Counter = int | NDArray[uint64]
 
 __version__: str
 
@@ -110,26 +112,57 @@ def softmax_backward(dy: _Array, y: _Array, out: _Array) -> None: ...
 def softmax_cross_entropy(
     logits: _Array, labels: _Array, loss: _Array, probabilities: _Array, dlogits: _Array
 ) -> None: ...
-def dropout(x: _Array, out: _Array, rate: float, seed: int, offset: int) -> None: ...
+def dropout(x: _Array, out: _Array, rate: float, seed: int, offset: _Counter) -> None: ...
 def sgd_step(
     w: _Array,
     dw: _Array,
     velocity: _Array | None,
-    learning_rate: float,
+    learning_rate: _Rate,
     momentum: float,
     nesterov: bool,
 ) -> None: ...
 def rmsprop_step(
-    w: _Array, dw: _Array, velocity: _Array, learning_rate: float, rho: float, epsilon: float
+    w: _Array, dw: _Array, velocity: _Array, learning_rate: _Rate, rho: float, epsilon: float
 ) -> None: ...
 def adam_step(
     w: _Array,
     dw: _Array,
     m: _Array,
     v: _Array,
-    step: int,
-    learning_rate: float,
+    step: _Counter,
+    learning_rate: _Rate,
     beta_1: float,
     beta_2: float,
     epsilon: float,
+) -> None: ...
+def conv2d_pool(
+    x: _Array,
+    w: _Array,
+    b: _Array | None,
+    out: _Array,
+    winner: NDArray[uint8],
+    strides: _Pair,
+    padding: _Sides,
+    dilation_rate: _Pair,
+    groups: int,
+    rate: float,
+    seed: int,
+    offset: _Counter,
+) -> None: ...
+def conv2d_pool_backward(
+    dy: _Array,
+    winner: NDArray[uint8],
+    x: _Array,
+    w: _Array,
+    dx: _Array | None,
+    dw: _Array,
+    db: _Array,
+    strides: _Pair,
+    padding: _Sides,
+    dilation_rate: _Pair,
+    groups: int,
+    rate: float,
+) -> None: ...
+def gather(
+    source: NDArray[Any], indices: NDArray[int64], out: _Array, scale: float, bytes: bool
 ) -> None: ...
