@@ -61,8 +61,10 @@ struct Positions {
 };
 
 // ---------------------------------------------------------------------------------------------
-// Sources: where the values that a kernel sums over come from. at() gives one value, four() those
-// of channels c to c + 3; the position is inside the image.
+// Sources: where the values that a kernel sums over come from. at() gives one value, of a position
+// inside the image. read() loads what those of channels k to k + 3 are made of, anything at all
+// where not valid, and value() makes them: between the two go multiplications, so that nobody waits
+// for memory.
 
 // Loads where the code says so. The compiler would move an ordinary load down to its first use,
 // behind the multiplications that are to hide how long it takes.
@@ -93,10 +95,14 @@ struct Plain {
   __device__ __forceinline__ float at(int n, int i, int j, int k) const {
     return data[offset(n, i, j, k)];
   }
-  __device__ __forceinline__ float4 four(int64_t at) const { return load_early(data + at); }
-  __device__ __forceinline__ float4 four(int n, int i, int j, int k) const {
-    return four(offset(n, i, j, k));
+  using Raw = float4;
+  __device__ __forceinline__ Raw read(int64_t at, bool valid) const {
+    return load_early(data + (valid ? at : 0));
   }
+  __device__ __forceinline__ Raw read(int n, int i, int j, int k, bool valid) const {
+    return read(offset(n, i, j, k), valid);
+  }
+  __device__ __forceinline__ float4 value(const Raw& raw) const { return raw; }
 };
 
 __device__ __forceinline__ float4 zeros() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
@@ -116,11 +122,17 @@ struct Masked {
     const int64_t offset = dy.offset(n, i, j, k);
     return y[offset] > 0.0f ? dy.data[offset] : 0.0f;
   }
-  __device__ __forceinline__ float4 four(int64_t at) const {
-    return where_positive(__ldg(reinterpret_cast<const float4*>(y + at)), dy.four(at));
+  struct Raw {
+    float4 dy, y;
+  };
+  __device__ __forceinline__ Raw read(int64_t at, bool valid) const {
+    return {dy.read(at, valid), load_early(y + (valid ? at : 0))};
   }
-  __device__ __forceinline__ float4 four(int n, int i, int j, int k) const {
-    return four(dy.offset(n, i, j, k));
+  __device__ __forceinline__ Raw read(int n, int i, int j, int k, bool valid) const {
+    return read(dy.offset(n, i, j, k), valid);
+  }
+  __device__ __forceinline__ float4 value(const Raw& raw) const {
+    return where_positive(raw.y, raw.dy);
   }
 };
 
@@ -140,30 +152,35 @@ struct Pooled {
     const int64_t offset = dy.offset(n, i >> 1, j >> 1, k);
     return winner[offset] == ((i & 1) * 2 + (j & 1)) ? scale * dy.data[offset] : 0.0f;
   }
-  // What is read for channels k to k + 3 of a position, and what it means. `image` is the offset of
-  // channel k of the pooled image's first pixel.
-  template <class Raw>
-  __device__ __forceinline__ Raw raw(int64_t image, int i, int j, bool valid) const {
+  struct Raw {
+    float4 dy;
+    unsigned winners;  // four bytes
+    int position;      // in the window; -1 in none
+  };
+  // `image` is the offset of channel k of the pooled image's first pixel.
+  __device__ __forceinline__ Raw read(int64_t image, int i, int j, bool valid) const {
     valid = valid && inside(i, j);
     const int64_t offset = valid ? image + ((i >> 1) * dy.w + (j >> 1)) * dy.c : 0;
-    return {dy.four(offset), load_early(winner + offset), valid ? (i & 1) * 2 + (j & 1) : -1};
+    return {dy.read(offset, true), load_early(winner + offset), valid ? (i & 1) * 2 + (j & 1) : -1};
   }
-  __device__ __forceinline__ float4 value(const float4& g, unsigned won, int position) const {
+  __device__ __forceinline__ Raw read(int n, int i, int j, int k, bool valid) const {
+    return read(dy.offset(n, 0, 0, k), i, j, valid);
+  }
+  __device__ __forceinline__ float4 value(const Raw& raw) const {
     const auto at = [&](int k, float v) {
-      return static_cast<int>(won >> (8 * k) & 255) == position ? scale * v : 0.0f;
+      return static_cast<int>(raw.winners >> (8 * k) & 255) == raw.position ? scale * v : 0.0f;
     };
-    return make_float4(at(0, g.x), at(1, g.y), at(2, g.z), at(3, g.w));
-  }
-  __device__ __forceinline__ float4 four(int n, int i, int j, int k) const {
-    struct Raw {
-      float4 g;
-      unsigned won;
-      int position;
-    };
-    const Raw read = raw<Raw>(dy.offset(n, 0, 0, k), i, j, true);
-    return value(read.g, read.won, read.position);
+    return make_float4(at(0, raw.dy.x), at(1, raw.dy.y), at(2, raw.dy.z), at(3, raw.dy.w));
   }
 };
+
+// The values of channels k to k + 3, or zeros.
+template <class Source>
+__device__ __forceinline__ float4 four(const Source& source, int n, int i, int j, int k,
+                                       bool valid) {
+  const auto raw = source.read(n, i, j, k, valid);
+  return valid ? source.value(raw) : zeros();
+}
 
 // What becomes of a finished sum.
 struct Output {

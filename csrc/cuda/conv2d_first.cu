@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(weight_threads, 3)
       const int oh = top + i / (tile_filters / 4) / tile_columns;
       const int ow = left + i / (tile_filters / 4) % tile_columns;
       *reinterpret_cast<float4*>(&gradient[i * 4]) =
-          f < t.oc && oh < t.oh && ow < t.ow ? dy.four(n, oh, ow, f) : zeros();
+          four(dy, n, oh, ow, f, f < t.oc && oh < t.oh && ow < t.ow);
     }
     __syncthreads();
 

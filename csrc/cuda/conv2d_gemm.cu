@@ -16,6 +16,8 @@
 // merge where such pairs read the same.
 //
 // With pooling behind it, the 8 positions of a thread are two whole 2x2 windows.
+#include <type_traits>
+
 #include "async_copy.cuh"
 #include "conv2d.cuh"
 
@@ -77,54 +79,21 @@ __device__ __forceinline__ unsigned taps_inside(const Taps& t, int i, int j) {
 }
 
 // A row of the tile while it is loaded, in few registers: the source of its first tap, from which
-// that of each step is found. (n, i, j) is where the first tap lies, k a channel. load() only
-// loads, anything at all where not valid; value() makes of it what is multiplied. Between the two
-// go multiplications, so that nobody waits for memory.
+// that of each step is found. (n, i, j) is where the first tap lies, k a channel.
 template <class Source>
-struct Cursor;
-
-template <>
-struct Cursor<Plain> {
-  using Raw = float4;
+struct Cursor {  // Plain, Masked
   int offset;
 
-  __device__ __forceinline__ void set(const Plain&, const Taps& t, int n, int i, int j, int k) {
+  __device__ __forceinline__ void set(const Source&, const Taps& t, int n, int i, int j, int k) {
     offset = ((n * t.h + i) * t.w + j) * t.c + k;
   }
-  __device__ __forceinline__ Raw load(const Plain& x, const Taps&, const Step& step,
-                                      bool valid) const {
-    return x.four(valid ? offset + step.offset : 0);
-  }
-  static __device__ __forceinline__ float4 value(const Plain&, const Raw& raw) { return raw; }
-};
-
-template <>
-struct Cursor<Masked> {
-  struct Raw {
-    float4 dy, y;
-  };
-  Cursor<Plain> plain;
-
-  __device__ __forceinline__ void set(const Masked& s, const Taps& t, int n, int i, int j, int k) {
-    plain.set(s.dy, t, n, i, j, k);
-  }
-  __device__ __forceinline__ Raw load(const Masked& s, const Taps& t, const Step& step,
-                                      bool valid) const {
-    const Plain y{s.y, 0, 0, 0};
-    return {plain.load(s.dy, t, step, valid), plain.load(y, t, step, valid)};
-  }
-  static __device__ __forceinline__ float4 value(const Masked&, const Raw& raw) {
-    return where_positive(raw.y, raw.dy);
+  __device__ __forceinline__ auto read(const Source& source, const Taps&, const Step& step,
+                                       bool valid) const {
+    return source.read(offset + step.offset, valid);
   }
 };
-
 template <>
 struct Cursor<Pooled> {
-  struct Raw {
-    float4 dy;
-    unsigned winner;
-    int position;  // in the window; -1 in none
-  };
   int offset, ij;  // of the pooled image's channel; i and j in 16 bits each
 
   __device__ __forceinline__ void set(const Pooled& source, const Taps&, int n, int i, int j,
@@ -132,14 +101,11 @@ struct Cursor<Pooled> {
     offset = n * source.dy.h * source.dy.w * source.dy.c + k;
     ij = i * 65536 + (j & 65535);
   }
-  __device__ __forceinline__ Raw load(const Pooled& source, const Taps& t, const Step& step,
-                                      bool valid) const {
+  __device__ __forceinline__ auto read(const Pooled& source, const Taps& t, const Step& step,
+                                       bool valid) const {
     const int i = (ij >> 16) + step.r * t.dilation_h;
     const int j = static_cast<int16_t>(ij) + step.s * t.dilation_w;
-    return source.raw<Raw>(offset + step.c, i, j, valid);
-  }
-  static __device__ __forceinline__ float4 value(const Pooled& source, const Raw& raw) {
-    return source.value(raw.dy, raw.winner, raw.position);
+    return source.read(offset + step.c, i, j, valid);
   }
 };
 
@@ -244,26 +210,17 @@ struct Pool {
 
 // ---------------------------------------------------------------------------------------------
 
-template <class Source>
-struct IsPlain {
-  static constexpr bool value = false;
-};
-template <>
-struct IsPlain<Plain> {
-  static constexpr bool value = true;
-};
-
 // Blocks that a multiprocessor should hold. A source that is put together takes more registers than
 // three would leave.
 template <class Source>
-constexpr int resident_blocks = IsPlain<Source>::value ? 3 : 2;
+constexpr int resident_blocks = std::is_same_v<Source, Plain> ? 3 : 2;
 
 template <int N, class Source, class Finish>
 __global__ void __launch_bounds__(threads, resident_blocks<Source>)
     gemm_kernel(Taps t, Source source, const float* __restrict__ w, Finish finish) {
   constexpr int columns = N / 8;  // of a thread
   constexpr int source_loads = tile_rows * units / threads, weight_loads = depth * N / 4 / threads;
-  constexpr bool async = IsPlain<Source>::value && PYCONV_SM80;
+  constexpr bool async = std::is_same_v<Source, Plain> && PYCONV_SM80;
   __shared__ __align__(16) float source_tile[2][tile_rows * depth];
   __shared__ __align__(16) float weight_tile[2][depth * N];
 
@@ -292,7 +249,7 @@ __global__ void __launch_bounds__(threads, resident_blocks<Source>)
   Step next;
   constexpr int staged_source = ceil_div(source_loads, 2),
                 staged_weights = ceil_div(weight_loads, 2);
-  typename Cursor<Source>::Raw source_staged[staged_source];
+  typename Source::Raw source_staged[staged_source];
   float4 weight_staged[staged_weights];
   bool source_valid[staged_source], weight_valid[staged_weights];
   const auto load = [&](int stage, int half) {
@@ -307,7 +264,7 @@ __global__ void __launch_bounds__(threads, resident_blocks<Source>)
         }
       } else if (i / staged_source == half) {
         source_valid[i % staged_source] = valid;
-        source_staged[i % staged_source] = cursors[i].load(source, t, next, valid);
+        source_staged[i % staged_source] = cursors[i].read(source, t, next, valid);
       }
     }
 #pragma unroll
@@ -331,7 +288,7 @@ __global__ void __launch_bounds__(threads, resident_blocks<Source>)
       for (int i = 0; i < staged_source; ++i) {
         const int row = load_row + (half * staged_source + i) * (threads / units);
         *reinterpret_cast<float4*>(&source_tile[stage][swizzled(row, unit)]) =
-            source_valid[i] ? Cursor<Source>::value(source, source_staged[i]) : zeros();
+            source_valid[i] ? source.value(source_staged[i]) : zeros();
       }
     }
     if constexpr (!PYCONV_SM80) {

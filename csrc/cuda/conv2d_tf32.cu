@@ -151,15 +151,16 @@ __global__ void __launch_bounds__(threads, 2)
   const int first_filter = blockIdx.y * N;
   const int thread = threadIdx.x, lane = thread % warp_size, warp = thread / warp_size;
 
-  float4 staged[patch_loads];
+  typename Source::Raw staged[patch_loads];
+  bool inside[patch_loads];
   const auto load = [&](int stage, int c) {
 #pragma unroll
     for (int i = 0; i < patch_loads; ++i) {
       const int pixel = (thread + i * threads) / 2, half = thread % 2;
       const int ih = top - t.pad_top + pixel / patch_columns;
       const int iw = left - t.pad_left + pixel % patch_columns;
-      const bool inside = pixel < patch_pixels && ih >= 0 && ih < t.h && iw >= 0 && iw < t.w;
-      staged[i] = inside ? source.four(n, ih, iw, c + half * 4) : zeros();
+      inside[i] = pixel < patch_pixels && ih >= 0 && ih < t.h && iw >= 0 && iw < t.w;
+      staged[i] = source.read(n, ih, iw, c + half * 4, inside[i]);
     }
     const float* const from = packed + static_cast<int64_t>(c) * taps * t.oc;
 #pragma unroll
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(threads, 2)
     for (int i = 0; i < patch_loads; ++i) {
       const int pixel = (thread + i * threads) / 2;
       if (pixel < patch_pixels) {
-        const float4& v = staged[i];
+        const float4 v = inside[i] ? source.value(staged[i]) : zeros();
         *reinterpret_cast<float4*>(&patch[stage][patch_at(pixel, thread % 2)]) =
             make_float4(to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w));
       }

@@ -10,6 +10,8 @@
 // and N = 64 or 32 columns; a thread 8 rows and N / 8 columns. Both operands lie in memory as the
 // product wants them, [pixel][channel] and [pixel][filter]. The bias gradient is the sum of dy:
 // threads add up what they load of it anyway.
+#include <type_traits>
+
 #include "async_copy.cuh"
 #include "conv2d.cuh"
 
@@ -32,8 +34,13 @@ __device__ __forceinline__ Place place_of(int thread) {
           (lane & 1) + (lane >> 2 & 1) * 2 + (lane >> 4 & 1) * 4};
 }
 
+// Blocks that a multiprocessor should hold. A gradient that is put together takes more registers
+// than four would leave.
+template <class Source>
+constexpr int resident_blocks = std::is_same_v<Source, Plain> ? 4 : 3;
+
 template <int N, class Source>
-__global__ void __launch_bounds__(threads, 4)
+__global__ void __launch_bounds__(threads, resident_blocks<Source>)
     weights_kernel(Taps t, Source dy, Positions pixels, unsigned split_pixels,
                    const float* __restrict__ x, float* __restrict__ partial) {
   constexpr int columns = N / 8;
@@ -61,7 +68,9 @@ __global__ void __launch_bounds__(threads, 4)
 
   unsigned first = blockIdx.z * split_pixels;  // pixel of the step being loaded
   const unsigned end = min(first + split_pixels, pixels.count);
-  float4 x_staged[x_loads], dy_staged[dy_loads], bias = zeros();
+  float4 x_staged[x_loads], bias = zeros();
+  typename Source::Raw dy_staged[dy_loads];
+  bool dy_valid[dy_loads];
   const auto load = [&](int stage) {
 #pragma unroll
     for (int i = 0; i < x_loads; ++i) {
@@ -83,13 +92,10 @@ __global__ void __launch_bounds__(threads, 4)
 #pragma unroll
     for (int i = 0; i < dy_loads; ++i) {
       const unsigned pixel = first + dy_pixel + i * dy_step;
-      if (has_filter && pixel < end && dy_pixel + i * dy_step < depth) {
-        int n, oh, ow;
-        pixels.locate(pixel, n, oh, ow);
-        dy_staged[i] = dy.four(n, oh, ow, filter);
-      } else {
-        dy_staged[i] = zeros();
-      }
+      int n, oh, ow;
+      pixels.locate(pixel, n, oh, ow);
+      dy_valid[i] = has_filter && pixel < end && dy_pixel + i * dy_step < depth;
+      dy_staged[i] = dy.read(n, oh, ow, filter, dy_valid[i]);
     }
     first += depth;
   };
@@ -103,7 +109,7 @@ __global__ void __launch_bounds__(threads, 4)
     }
 #pragma unroll
     for (int i = 0; i < dy_loads; ++i) {
-      const float4& g = dy_staged[i];
+      const float4 g = dy_valid[i] ? dy.value(dy_staged[i]) : zeros();
       bias = make_float4(bias.x + g.x, bias.y + g.y, bias.z + g.z, bias.w + g.w);
       if (dy_pixel + i * dy_step < depth) {
         *reinterpret_cast<float4*>(&dy_tile[stage][(dy_pixel + i * dy_step) * N + dy_unit * 4]) = g;
