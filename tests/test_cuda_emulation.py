@@ -254,6 +254,16 @@ class registered:
         return ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
 
 
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        cwd=os.path.dirname(__file__),  # not where a source tree would hide what is installed
+    )
+
+
 def test_a_device_error_names_the_kernel():
     """In a process of its own, as the error stays."""
     code = (
@@ -265,7 +275,7 @@ def test_a_device_error_names_the_kernel():
         "except backend.current().kernels.Error as error:\n"
         "    print(isinstance(error, RuntimeError), error)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = python(code)
     assert result.stdout.startswith("True relu: cudaErrorInvalidValue"), result
 
 
@@ -281,11 +291,10 @@ def test_kernels_are_listed():
 def test_what_is_not_this_devices_is_refused():
     with emulated_cuda("80"), pytest.raises(TypeError, match="NumPy array"):
         kernels.relu([1.0])
-    result = subprocess.run(
-        [sys.executable, "-c", "import pyconv; pyconv.backend.current()"],
-        env={**os.environ, "PYCONV_DEVICE": "cuda-emulated", "PYCONV_EMULATED_ARCH": "90"},
-        capture_output=True,
-        text=True,
+    result = python(
+        "import pyconv; pyconv.backend.current()",
+        PYCONV_DEVICE="cuda-emulated",
+        PYCONV_EMULATED_ARCH="90",
     )
     assert "expected 75 or 80" in result.stderr
 

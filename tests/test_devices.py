@@ -85,9 +85,8 @@ def test_math_modes_of_the_cpu():
 
 
 def test_info_says_what_there_is_of_cuda():
-    result = subprocess.run(
-        [sys.executable, "-m", "pyconv", "info"], capture_output=True, text=True, check=True
-    )
+    result = python("from pyconv.cli import main; main(['info'])")
+    assert result.returncode == 0, result.stderr
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("CUDA:"))
     if backend.cuda_module() is None:
         assert "not in this build" in line
