@@ -1,7 +1,8 @@
 """The extension module; `pyconv.kernels` documents what its functions compute.
 
 Arrays are NumPy's, C-contiguous; results are written into the arrays given for them. Shapes, dtypes
-and memory are checked: TypeError, ValueError.
+and memory are checked: TypeError, ValueError. What the CPU has no kernel for raises
+NotImplementedError: conv2d_pool, conv2d_pool_backward, gather.
 """
 
 from typing import Any
@@ -10,10 +11,10 @@ from numpy import float32, int64, uint8, uint64
 from numpy.typing import NDArray
 
 _Array = NDArray[float32]
+_Rate = float | NDArray[float32]  # an array has the shape ()
+_Counter = int | NDArray[uint64]  # likewise
 _Pair = tuple[int, int]
 _Sides = tuple[int, int, int, int]  # top, bottom, left, right
-_Rate = float | _Array  # a number, or an array of one: shape ()
-_Counter = int | NDArray[uint64]
 
 __version__: str
 
@@ -164,5 +165,9 @@ def conv2d_pool_backward(
     rate: float,
 ) -> None: ...
 def gather(
-    source: NDArray[Any], indices: NDArray[int64], out: _Array, scale: float, bytes: bool
+    source: _Array | NDArray[uint8],
+    indices: NDArray[int64],
+    out: _Array,
+    scale: float,
+    bytes: bool,
 ) -> None: ...

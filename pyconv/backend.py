@@ -1,11 +1,12 @@
-"""Which device runs the kernels, on how many threads, with which instruction set."""
+"""Which device runs the kernels, on what arrays, on how many threads, with which instructions."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-import importlib.util
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -25,14 +26,19 @@ __all__ = [
 ]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda-emulated")
-INSTALL_CUPY = "pip install 'pyconv[cuda13]', or 'pyconv[cuda12]' for an older driver"
+
+_LINE = 64  # bytes in a cache line, and in a vector register of AVX-512
 
 _device: str | None = None
+_current: Backend | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backend:
     """A device's kernels and its arrays.
+
+    Of the array module only what needs no compiler at run time is used: memory, copies and views.
+    Arithmetic is the kernels'.
 
     Attributes:
         name: "cpu", "cuda" or "cuda-emulated".
@@ -45,29 +51,126 @@ class Backend:
     xp: Any
 
     @property
+    def on_host(self) -> bool:
+        """Whether the arrays are NumPy's."""
+        return self.xp is np
+
+    @property
     def fuses_pooling(self) -> bool:
         """Whether convolution, ReLU, pooling and dropout are one kernel."""
         return self.name != "cpu"
 
+    @property
+    def captures(self) -> bool:
+        """Whether a training step may be captured as a graph: on "cuda", if `PYCONV_CUDA_GRAPH` is
+        not 0; on "cuda-emulated", where that saves nothing, if it is 1."""
+        if self.name == "cpu":
+            return False
+        wanted = os.environ.get("PYCONV_CUDA_GRAPH") or str(int(self.name == "cuda"))
+        if wanted not in ("0", "1"):
+            raise ValueError(f"PYCONV_CUDA_GRAPH: expected 0 or 1. Received: {wanted!r}.")
+        return wanted == "1"
+
+    @functools.cached_property
+    def stream(self) -> Any:
+        """The CuPy stream that models run on: the default one cannot be captured.
+
+        It waits for the default stream and the default stream for it, so arrays that a caller made
+        there are safe.
+        """
+        return self.xp.cuda.Stream()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Within it, kernels run on `stream`, after what the caller's stream was given before."""
+        if self.on_host:
+            yield
+            return
+        caller = self.xp.cuda.get_current_stream()
+        if caller == self.stream:
+            yield
+            return
+        self.stream.wait_event(caller.record())
+        try:
+            with self.stream:
+                yield
+        finally:
+            caller.wait_event(self.stream.record())
+
+    # Arrays
+
     def is_array(self, value: Any) -> bool:
-        return isinstance(value, self.xp.ndarray)
+        """Whether the kernels take it; on "cuda", also what other libraries keep there."""
+        return isinstance(value, self.xp.ndarray) or (
+            not self.on_host and hasattr(value, "__cuda_array_interface__")
+        )
+
+    def adopt(self, value: Any) -> Any:
+        """An array that `is_array` as one of `xp`'s, without a copy."""
+        return value if isinstance(value, self.xp.ndarray) else self.xp.asarray(value)
 
     def require_array(self, value: Any, name: str) -> None:
         """Raises TypeError if `value` is not an array of this device."""
         if self.is_array(value):
             return
-        kind = "NumPy" if self.xp is np else "CuPy"
-        raise TypeError(
-            f"{name}: expected a {kind} array, as the device is {self.name!r}. "
-            f"Received: {type(value).__module__}.{type(value).__name__}. "
-            + (
-                "Convert it with cupy.asnumpy, or choose pyconv.set_device('cuda')."
-                if self.xp is np and hasattr(value, "__cuda_array_interface__")
-                else "Convert it with numpy.asarray."
-                if self.xp is np
-                else "Convert it with cupy.asarray, or choose pyconv.set_device('cpu')."
+        kind = "NumPy" if self.on_host else "CuPy"
+        text = f"{name}: expected a {kind} array. Received: {type(value).__name__}."
+        raise TypeError(" ".join(filter(None, (text, self.advice(value)))))
+
+    def advice(self, value: Any) -> str:
+        """What to do about an array of another device; empty if it is not one."""
+        if self.on_host and hasattr(value, "__cuda_array_interface__"):
+            return (
+                f"It lies on a GPU, but the device is {self.name!r}: copy it with cupy.asnumpy, "
+                "or choose pyconv.set_device('cuda')."
             )
-        )
+        if not self.on_host and isinstance(value, np.ndarray):
+            return (
+                f"It is NumPy's, but the device is {self.name!r}: copy it with cupy.asarray, or "
+                "choose pyconv.set_device('cpu')."
+            )
+        return ""
+
+    def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
+        """A new array of any content."""
+        return self.xp.empty(shape, dtype)
+
+    def zeros(self, size: int, dtype: Any = np.float32) -> Any:
+        """A flat array of zeros that starts at a cache line. Untouched, it costs no host memory."""
+        if not self.on_host:
+            return self.xp.zeros(size, dtype)
+        itemsize = np.dtype(dtype).itemsize
+        raw: np.ndarray = np.zeros(size + _LINE // itemsize, dtype)
+        start = -raw.ctypes.data % _LINE // itemsize
+        return raw[start : start + size]
+
+    def to_device(self, host: np.ndarray) -> Any:
+        """A NumPy array where the kernels run; itself if that is the host."""
+        if self.on_host:
+            return host
+        array = self.empty(host.shape, host.dtype)
+        array.set(host, stream=self.stream)
+        return array
+
+
+def to_host(array: Any) -> np.ndarray:
+    """An array as NumPy's, once what computes it is done; itself if it is NumPy's."""
+    if isinstance(array, np.ndarray):
+        return array
+    host: np.ndarray = array.get(stream=_backend("cuda").stream)
+    return host
+
+
+def copy(source: Any, destination: Any) -> None:
+    """Copies between contiguous arrays of one shape and dtype, wherever either lies."""
+    if isinstance(destination, np.ndarray):
+        destination[...] = to_host(source)
+        return
+    stream = _backend("cuda").stream
+    if isinstance(source, np.ndarray):
+        destination.set(source, stream=stream)
+    elif source.nbytes:
+        destination.data.copy_from_device_async(source.data, source.nbytes, stream)
 
 
 @functools.cache
@@ -83,28 +186,48 @@ def cpu() -> ModuleType:
     return _cpu
 
 
-@functools.cache
+def _extension(name: str) -> ModuleType | str:
+    """An extension module of this package, or why there is none: "" if it was not built."""
+    try:
+        return importlib.import_module(f"pyconv.{name}")
+    except ModuleNotFoundError:
+        return ""
+    except ImportError as error:
+        return f"pyconv.{name} cannot be loaded: {error}"
+
+
+def _cupy() -> ModuleType | str:
+    """CuPy, or why there is none."""
+    try:
+        return importlib.import_module("cupy")
+    except ModuleNotFoundError as error:
+        found = "is not installed" if error.name == "cupy" else f"cannot be imported: {error}"
+        return f"CuPy, whose arrays are used, {found}"
+    except Exception as error:  # whatever a broken installation raises
+        return f"CuPy, whose arrays are used, cannot be imported: {error}"
+
+
 def cuda_module() -> ModuleType | None:
     """The extension module with the CUDA kernels; None if this build has none. Needs no driver."""
-    try:
-        return importlib.import_module("pyconv._cuda")
-    except ModuleNotFoundError:
-        return None
+    module = _extension("_cuda")
+    return module if isinstance(module, ModuleType) else None
 
 
 def cuda_unavailable_reason() -> str:
     """Why the device "cuda" cannot be used, and what to do; empty if it can."""
-    module = cuda_module()
-    if module is None:
-        return (
-            "this build has no CUDA kernels. Install it where nvcc is found, "
+    module = _extension("_cuda")
+    if isinstance(module, str):
+        return module or (
+            "the CUDA kernels are not in this build. Install it where nvcc is found, "
             "with -C cmake.define.PYCONV_CUDA=ON to be sure"
         )
     reason = module.unavailable_reason()
     if reason:
         return f"{reason}. Install an NVIDIA driver and look for the device with nvidia-smi"
-    if importlib.util.find_spec("cupy") is None:
-        return f"CuPy, whose arrays are used, is not installed. {INSTALL_CUPY}"
+    cupy = _cupy()
+    if isinstance(cupy, str):
+        major = module.toolkit_version().partition(".")[0]
+        return f"{cupy}. Install it: pip install 'pyconv[cuda{major}]'"
     return ""
 
 
@@ -115,15 +238,15 @@ def _backend(name: str) -> Backend:
     Raises:
         RuntimeError: if the device cannot be had.
     """
+    module: ModuleType | str
+    xp: Any = np
     if name == "cpu":
-        return Backend(name, cpu(), np)
-    if name == "cuda":
+        module = cpu()
+    elif name == "cuda":
         reason = cuda_unavailable_reason()
         if reason:
             raise RuntimeError(f"The device 'cuda' cannot be used: {reason}.")
-        module = cuda_module()
-        assert module is not None
-        cupy = importlib.import_module("cupy")
+        module, xp = _extension("_cuda"), _cupy()
     else:
         architecture = os.environ.get("PYCONV_EMULATED_ARCH") or "80"
         suffixes = {"80": "", "75": "_sm75"}
@@ -131,18 +254,20 @@ def _backend(name: str) -> Backend:
             raise ValueError(
                 f"PYCONV_EMULATED_ARCH: expected 75 or 80. Received: {architecture!r}."
             )
-        try:
-            module = importlib.import_module(f"pyconv._cuda_emulated{suffixes[architecture]}")
-        except ModuleNotFoundError:
+        module = _extension(f"_cuda_emulated{suffixes[architecture]}")
+        if isinstance(module, str):
             raise RuntimeError(
-                "The device 'cuda-emulated' cannot be used: this build does not have it. It is for "
-                "tests; install with -C cmake.define.PYCONV_CUDA_EMULATION=ON, which needs nvcc."
-            ) from None
-        cupy = np
+                "The device 'cuda-emulated' cannot be used: "
+                + (module or "this build does not have it")
+                + ". It is for tests; install with -C cmake.define.PYCONV_CUDA_EMULATION=ON, which "
+                "needs nvcc."
+            )
+    assert isinstance(module, ModuleType)
+    backend = Backend(name, module, xp)
     mode = os.environ.get("PYCONV_MATH_MODE")
     if mode:
-        module.set_math_mode(mode)
-    return Backend(name, module, cupy)
+        _set_math_mode(backend, mode, "PYCONV_MATH_MODE")
+    return backend
 
 
 def _checked_device(name: str, source: str) -> str:
@@ -156,30 +281,40 @@ def _checked_device(name: str, source: str) -> str:
 def set_device(name: str) -> None:
     """Chooses the device that the kernels and models run on.
 
+    Models may change over at any time: their weights and the state of their training move with
+    them.
+
     Args:
         name: "cpu"; "cuda", with CuPy's arrays; "cuda-emulated", the CUDA kernels executed on the
-            CPU, for tests; or "auto", which is "cpu" as long as models do not run on "cuda".
+            CPU, for tests; or "auto": "cuda" where that can be used, else "cpu".
 
     Raises:
         ValueError: for any other name.
-        RuntimeError: if the device cannot be used.
+        RuntimeError: if the device cannot be used. The one in use stays.
     """
-    global _device
+    global _device, _current
     name = _checked_device(name, "set_device")
     if name != "auto":
         _backend(name)
-    _device = name
+    _device, _current = name, None
 
 
 def get_device() -> str:
-    """Returns the device in use: set_device's, else `PYCONV_DEVICE`'s, else "cpu"."""
+    """Returns the device in use: set_device's, else `PYCONV_DEVICE`'s, else the best there is."""
+    if _current is not None:
+        return _current.name
     name = _device or _checked_device(os.environ.get("PYCONV_DEVICE") or "auto", "PYCONV_DEVICE")
-    return "cpu" if name == "auto" else name
+    if name == "auto":
+        return "cpu" if cuda_unavailable_reason() else "cuda"
+    return name
 
 
 def current() -> Backend:
-    """The backend of the device in use."""
-    return _backend(get_device())
+    """The backend of the device in use. `PYCONV_DEVICE` counts when it is first asked for."""
+    global _current
+    if _current is None:
+        _current = _backend(get_device())
+    return _current
 
 
 def set_math_mode(mode: str) -> None:
@@ -194,11 +329,14 @@ def set_math_mode(mode: str) -> None:
         ValueError: for any other name, and for "tf32" on the CPU or on CUDA devices of compute
             capability below 8.0.
     """
-    backend = current()
+    _set_math_mode(current(), mode, "math_mode")
+
+
+def _set_math_mode(backend: Backend, mode: str, source: str) -> None:
     if backend.name != "cpu":
         backend.kernels.set_math_mode(mode)
     elif mode != "fp32":
-        raise ValueError(f"math_mode: expected 'fp32' on the device 'cpu'. Received: {mode!r}.")
+        raise ValueError(f"{source}: expected 'fp32' on the device 'cpu'. Received: {mode!r}.")
 
 
 def get_math_mode() -> str:

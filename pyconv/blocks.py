@@ -10,6 +10,10 @@ buffers:
 Gradients are overwritten, never accumulated. In training a block remembers its inputs and outputs
 from `forward` until `backward`. Blocks that are `elementwise` may write over their inputs, blocks
 that are a `view` copy nothing.
+
+All arrays are the device's for which the plan was made (:class:`~pyconv.backend.Backend`), and a
+pass only calls kernels on them: what it does can be captured and replayed. The losses at the end
+say where they differ.
 """
 
 from __future__ import annotations
@@ -19,19 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from pyconv import kernels
+from pyconv import backend, kernels
+from pyconv.backend import Backend
+from pyconv.kernels import Counter
 from pyconv.layers import Conv2D, Dense, Dropout, MaxPooling2D, Parameter
 from pyconv.losses import CategoricalCrossentropy, Loss
-
-_LINE = 64  # bytes in a cache line, and in a vector register of AVX-512
-
-
-def aligned_zeros(size: int, dtype: type = np.float32) -> np.ndarray:
-    """A flat array that starts at a cache line. Untouched, its memory costs nothing."""
-    itemsize = np.dtype(dtype).itemsize
-    raw: np.ndarray = np.zeros(size + _LINE // itemsize, dtype)
-    start = -raw.ctypes.data % _LINE // itemsize
-    return raw[start : start + size]
 
 
 class Block:
@@ -60,11 +56,17 @@ class Block:
         self.dx_buffer: np.ndarray | None = None
         self.gradients: list[np.ndarray] = []
 
-    def allocate(self, capacity: int) -> None:
+    def allocate(self, device: Backend, capacity: int) -> None:
         """Allocates what the block alone uses, for batches of up to `capacity`."""
 
-    def forward(self, x: np.ndarray, training: bool, step: int) -> np.ndarray:
-        """Returns the outputs, in `output_buffer`, for the inputs `x` (N, *input_shape)."""
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        """Returns the outputs, in `output_buffer`, for the inputs `x` (N, *input_shape).
+
+        Args:
+            x: the inputs.
+            training: whether dropout acts.
+            step: selects dropout's masks: a number, or an array of one on the device.
+        """
         raise NotImplementedError
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
@@ -98,18 +100,21 @@ class ConvBlock(Block):
         self.activation = "relu" if relu else None
         self.geometry = (layer.strides, layer.padding, layer.dilation_rate, layer.groups)
 
-    def forward(self, x: np.ndarray, training: bool, step: int) -> np.ndarray:
-        w, *b = (parameter.value for parameter in self.parameters)
+    def allocate(self, device: Backend, capacity: int) -> None:
+        self._unused_db = device.zeros(self.output_shape[-1])
+
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        w, *b = (parameter.array for parameter in self.parameters)
         y = self._output(len(x))
         kernels.conv2d(x, w, b[0] if b else None, *self.geometry, self.activation, out=y)
         self._x, self._y = x, y
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
-        w = self.parameters[0].value
+        w = self.parameters[0].array
         dw, *db = self.gradients
         dx = self._dx(len(dy))
-        options: dict[str, Any] = {"y": self._y, "dw": dw, "db": db[0] if db else None}
+        options: dict[str, Any] = {"y": self._y, "dw": dw, "db": db[0] if db else self._unused_db}
         if dx is None:
             kernels.conv2d_backward_weights(
                 dy, self._x, w.shape, *self.geometry, self.activation, **options
@@ -136,11 +141,12 @@ class ConvPoolBlock(Block):
         self.geometry = (layer.strides, layer.padding, layer.dilation_rate, layer.groups)
         self.rate, self.seed = (dropout.rate, dropout.drawn_seed) if dropout else (0.0, 0)
 
-    def allocate(self, capacity: int) -> None:
-        self._winner_buffer = aligned_zeros(capacity * self.output_size, np.uint8)
+    def allocate(self, device: Backend, capacity: int) -> None:
+        self._winner_buffer = device.zeros(capacity * self.output_size, np.uint8)
+        self._unused_db = device.zeros(self.output_shape[-1])
 
-    def forward(self, x: np.ndarray, training: bool, step: int) -> np.ndarray:
-        w, *b = (parameter.value for parameter in self.parameters)
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        w, *b = (parameter.array for parameter in self.parameters)
         y = self._output(len(x))
         self._x, self._winner = x, self._winner_buffer[: y.size].reshape(y.shape)
         self._rate = self.rate if training else 0.0
@@ -158,7 +164,7 @@ class ConvPoolBlock(Block):
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
-        w = self.parameters[0].value
+        w = self.parameters[0].array
         dw, *db = self.gradients
         dx = self._dx(len(dy))
         kernels.conv2d_pool_backward(
@@ -171,7 +177,7 @@ class ConvPoolBlock(Block):
             need_dx=dx is not None,
             dx=dx,
             dw=dw,
-            db=db[0] if db else None,
+            db=db[0] if db else self._unused_db,
         )
         return dx
 
@@ -189,18 +195,21 @@ class DenseBlock(Block):
         super().__init__(input_shape, output_shape, layer.parameters)
         self.activation = "relu" if relu else None
 
-    def forward(self, x: np.ndarray, training: bool, step: int) -> np.ndarray:
-        w, *b = (parameter.value for parameter in self.parameters)
+    def allocate(self, device: Backend, capacity: int) -> None:
+        self._unused_db = device.zeros(self.output_shape[-1])
+
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        w, *b = (parameter.array for parameter in self.parameters)
         y = self._output(len(x))
         self._x, self._y = _rows(x), _rows(y)
         kernels.dense(self._x, w, b[0] if b else None, self.activation, out=self._y)
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
-        w = self.parameters[0].value
+        w = self.parameters[0].array
         dw, *db = self.gradients
         dx = self._dx(len(dy))
-        options: dict[str, Any] = {"y": self._y, "dw": dw, "db": db[0] if db else None}
+        options: dict[str, Any] = {"y": self._y, "dw": dw, "db": db[0] if db else self._unused_db}
         if dx is None:
             kernels.dense_backward_weights(_rows(dy), self._x, self.activation, **options)
         else:
@@ -217,11 +226,11 @@ class MaxPoolBlock(Block):
         super().__init__(input_shape, output_shape)
         self.geometry = (layer.pool_size, layer.strides, layer.padding)
 
-    def allocate(self, capacity: int) -> None:
+    def allocate(self, device: Backend, capacity: int) -> None:
         dtype = kernels.argmax_dtype(self.geometry[0])
-        self._argmax_buffer = aligned_zeros(capacity * self.output_size, dtype)
+        self._argmax_buffer = device.zeros(capacity * self.output_size, dtype)
 
-    def forward(self, x: np.ndarray, training: bool, step: int) -> np.ndarray:
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
         y = self._output(len(x))
         self._argmax = self._argmax_buffer[: y.size].reshape(y.shape)
         kernels.max_pool2d(x, *self.geometry, out=y, argmax=self._argmax)
@@ -243,7 +252,7 @@ class DropoutBlock(Block):
         super().__init__(shape, shape)
         self.rate, self.seed = layer.rate, layer.drawn_seed
 
-    def forward(self, x: np.ndarray, training: bool, step: int) -> np.ndarray:
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
         if not training or self.rate == 0:
             self._step = None
             return x
@@ -266,7 +275,7 @@ class ReluBlock(Block):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(shape, shape)
 
-    def forward(self, x: np.ndarray, training: bool, step: int) -> np.ndarray:
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
         self._y = self._output(len(x))
         kernels.relu(x, out=self._y)
         return self._y
@@ -282,7 +291,7 @@ class SoftmaxBlock(Block):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(shape, shape)
 
-    def forward(self, x: np.ndarray, training: bool, step: int) -> np.ndarray:
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
         self._y = self._output(len(x))
         kernels.softmax(_rows(x), out=_rows(self._y))
         return self._y
@@ -299,7 +308,7 @@ class FlattenBlock(Block):
 
     view = True
 
-    def forward(self, x: np.ndarray, training: bool, step: int) -> np.ndarray:
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
         return x.reshape(len(x), *self.output_shape)
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
@@ -309,22 +318,33 @@ class FlattenBlock(Block):
 class LossBlock:
     """The end of a network in training: a loss by its own formulas, on the network's outputs.
 
+    The formulas are the user's, in NumPy, so they work on copies of what lies on a device.
+
     Args:
         loss: the loss.
+        device: where the network runs.
     """
 
-    def __init__(self, loss: Loss) -> None:
+    on_device = False
+
+    def __init__(self, loss: Loss, device: Backend) -> None:
         self.loss = loss
+        self._device = device
+
+    def feed(self, labels: np.ndarray, keep: bool) -> np.ndarray:
+        """Returns what `forward` takes for these labels (N, K)."""
+        return labels
 
     def forward(self, y: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the losses of the samples (N,) and the predictions (N, K)."""
-        self._y, self._labels = y, labels
-        return self.loss.losses(labels, y), y
+        self._y, self._labels = backend.to_host(y), labels
+        return self.loss.losses(labels, self._y), self._y
 
     def backward(self) -> np.ndarray:
         """Returns the gradient of the mean loss with respect to the network's outputs."""
         # A loss of the user's own may compute in float64.
-        return np.ascontiguousarray(self.loss.gradient(self._labels, self._y), np.float32)
+        gradient = np.ascontiguousarray(self.loss.gradient(self._labels, self._y), np.float32)
+        return self._device.to_device(gradient)
 
 
 class SoftmaxCrossEntropyBlock:
@@ -334,13 +354,34 @@ class SoftmaxCrossEntropyBlock:
         loss: the cross-entropy; its label smoothing applies.
         classes: number of classes K.
         capacity: largest batch.
+        device: where the network runs.
     """
 
-    def __init__(self, loss: CategoricalCrossentropy, classes: int, capacity: int) -> None:
+    on_device = True
+
+    def __init__(
+        self, loss: CategoricalCrossentropy, classes: int, capacity: int, device: Backend
+    ) -> None:
         self.loss = loss
-        self._losses = aligned_zeros(capacity)
-        self._probabilities = aligned_zeros(capacity * classes)
-        self._dlogits = aligned_zeros(capacity * classes)
+        self._device = device
+        self._labels = device.zeros(capacity * classes)
+        self._losses = device.zeros(capacity)
+        self._probabilities = device.zeros(capacity * classes)
+        self._dlogits = device.zeros(capacity * classes)
+
+    def feed(self, labels: np.ndarray, keep: bool) -> np.ndarray:
+        """Returns what `forward` takes for these labels (N, K), on the device.
+
+        Args:
+            labels: NumPy's.
+            keep: whether it must lie where it lay for other labels of this number.
+        """
+        labels = self.loss.smooth(labels)
+        if self._device.on_host and not keep:
+            return labels
+        fed: np.ndarray = self._labels[: labels.size].reshape(labels.shape)
+        backend.copy(labels, fed)
+        return fed
 
     def forward(self, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the losses of the samples (N,) and the predictions (N, K).
@@ -351,11 +392,7 @@ class SoftmaxCrossEntropyBlock:
         probabilities = self._probabilities[: logits.size].reshape(logits.shape)
         self._gradient = self._dlogits[: logits.size].reshape(logits.shape)
         kernels.softmax_cross_entropy(
-            logits,
-            self.loss.smooth(labels),
-            loss=losses,
-            probabilities=probabilities,
-            dlogits=self._gradient,
+            logits, labels, loss=losses, probabilities=probabilities, dlogits=self._gradient
         )
         return losses, logits if self.loss.from_logits else probabilities
 

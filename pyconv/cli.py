@@ -20,6 +20,8 @@ from pyconv.datasets import DataNotFoundError, cifar10, data_dir, mnist, shapes
 from pyconv.utils import set_random_seed, to_categorical
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from pyconv.models import Sequential
 
 Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -141,8 +143,11 @@ def train(
     if limit is not None:
         train_split = _first(train_split, limit)
         test_split = _first(test_split, max(1, limit // 5))
+    # The images stay on the device, where batches are gathered.
+    to_device = pyconv.backend.current().to_device
     x, y = _prepare(*train_split)
     x_test, y_test = _prepare(*test_split)
+    x, x_test = to_device(x), to_device(x_test)
     click.echo(f"Training on {len(x):,} images of {TITLES[data]}.")
 
     model = tutorial_network(x.shape[1:], classes=10)
@@ -199,7 +204,7 @@ def info() -> None:
         "NumPy": np.__version__,
         "instruction set": f"{pyconv.isa()} (available: {', '.join(pyconv.available_isas())})",
         "threads": pyconv.get_num_threads(),
-        "device": pyconv.get_device(),
+        "device": f"{pyconv.get_device()} (known: {', '.join(pyconv.backend.DEVICES[1:])})",
         "CUDA": _cuda_summary(),
         "data folder": data_dir(),
         TITLES["cifar10"]: cifar10.find() or missing,
@@ -223,30 +228,39 @@ def _set_device(device: str | None) -> None:
 
 
 def _cuda_summary() -> str:
-    """What `info` says of the CUDA kernels."""
+    """What `info` says of the device "cuda"."""
     module = pyconv.backend.cuda_module()
-    if module is None:
-        return "not in this build"
-    built = f"built with CUDA {module.toolkit_version()} for sm_" + ", ".join(
-        module.architectures()
-    )
     reason = pyconv.backend.cuda_unavailable_reason()
-    if reason:
+    if module is None:
+        return reason
+    built = f"built with CUDA {module.toolkit_version()} for "
+    built += ", ".join(f"sm_{architecture}" for architecture in module.architectures())
+    if module.device_count() == 0:
         return f"{built}; {reason}"
-    names = ", ".join(f"{d['name']} ({d['compute_capability']})" for d in module.devices())
-    return f"{built}; {names}, driver for CUDA {module.driver_version()}"
+    names = "; ".join(
+        f"{device['name']}, compute capability {device['compute_capability']}, "
+        f"{device['multiprocessors']} multiprocessors, {device['memory'] / 2**30:.1f} GiB"
+        for device in module.devices()
+    )
+    found = f"{built}; driver for CUDA {module.driver_version()}; {names}"
+    return f"{found}; {reason}" if reason else found
 
 
 def _echo_kernels() -> None:
     """The CUDA kernels as the compiler made them for the device, where there is one."""
-    device = pyconv.backend.current()
-    if device.name == "cpu":
+    if pyconv.get_device() == "cuda-emulated":
+        module = pyconv.backend.current().kernels
+    elif not pyconv.backend.cuda_unavailable_reason():
+        module = cast("ModuleType", pyconv.backend.cuda_module())
+    else:
         return
-    click.echo(f"\n{'kernel':<44}registers  shared  occupancy")
-    for kernel in device.kernels.kernels():
+    listed = sorted(module.kernels(), key=lambda kernel: kernel["name"])
+    width = max((len(kernel["name"]) for kernel in listed), default=0) + 2
+    click.echo(f"\n{'kernel':<{width}}  threads  registers  shared  local  occupancy")
+    for kernel in listed:
         click.echo(
-            f"{kernel['name']:<44}{kernel['registers']:>9}  {kernel['shared_bytes']:>6}  "
-            f"{kernel['occupancy']:>8.0%}"
+            f"{kernel['name']:<{width}}{kernel['threads']:>9}{kernel['registers']:>11}"
+            f"{kernel['shared_bytes']:>8}{kernel['local_bytes']:>7}{kernel['occupancy']:>11.0%}"
         )
 
 

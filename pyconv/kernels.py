@@ -156,6 +156,19 @@ def _empty(shape: Any, dtype: Any = np.float32) -> NDArray[Any]:
     return empty
 
 
+def _call(operation: str, *arguments: Any) -> None:
+    """Runs a kernel of the device in use."""
+    device = backend.current()
+    try:
+        getattr(device.kernels, operation)(*arguments)
+    except TypeError as error:
+        # The binding knows its own arrays only.
+        advice = next(filter(None, map(device.advice, arguments)), None)
+        if advice is None:
+            raise
+        raise TypeError(f"{error} {advice}") from None
+
+
 def _relu(activation: Any) -> bool:
     if activation is None or activation == "relu":
         return activation == "relu"
@@ -242,7 +255,7 @@ def conv2d(
     )
     if out is None:
         out = _empty(_conv2d_output(x_shape, w_shape, geometry))
-    backend.current().kernels.conv2d(x, w, b, out, *geometry)
+    _call("conv2d", x, w, b, out, *geometry)
     return out
 
 
@@ -298,7 +311,7 @@ def conv2d_backward_data(
         out = _empty(x_shape)
     elif backend.current().is_array(out) and out.shape != tuple(x_shape):
         raise ValueError(f"out: expected shape {tuple(x_shape)}. Received: {out.shape}.")
-    backend.current().kernels.conv2d_backward_data(dy, w, y, out, *geometry)
+    _call("conv2d_backward_data", dy, w, y, out, *geometry)
     return out
 
 
@@ -342,7 +355,7 @@ def conv2d_backward_weights(
         raise ValueError(f"dw: expected shape {tuple(w_shape)}. Received: {dw.shape}.")
     if db is None:
         db = _empty(w_shape[3:])
-    backend.current().kernels.conv2d_backward_weights(dy, x, y, dw, db, *geometry)
+    _call("conv2d_backward_weights", dy, x, y, dw, db, *geometry)
     return dw, db
 
 
@@ -384,7 +397,7 @@ def conv2d_backward(
     dx = _empty(x_shape) if dx is None else dx
     dw = _empty(w_shape) if dw is None else dw
     db = _empty(w_shape[3:]) if db is None else db
-    backend.current().kernels.conv2d_backward(dy, x, w, y, dx, dw, db, *geometry)
+    _call("conv2d_backward", dy, x, w, y, dx, dw, db, *geometry)
     return dx, dw, db
 
 
@@ -439,7 +452,7 @@ def max_pool2d(
         shape = _conv2d_output(x_shape, (*pool, 1, x_shape[3]), (steps, pads, (1, 1)))
         out = _empty(shape) if out is None else out
         argmax = _empty(shape, argmax_dtype(pool)) if argmax is None else argmax
-    backend.current().kernels.max_pool2d(x, out, argmax, pool, steps, pads)
+    _call("max_pool2d", x, out, argmax, pool, steps, pads)
     return out, argmax
 
 
@@ -475,7 +488,7 @@ def max_pool2d_backward(
         out = _empty(x_shape)
     elif backend.current().is_array(out) and out.shape != tuple(x_shape):
         raise ValueError(f"out: expected shape {tuple(x_shape)}. Received: {out.shape}.")
-    backend.current().kernels.max_pool2d_backward(dy, argmax, out, pool, steps, pads)
+    _call("max_pool2d_backward", dy, argmax, out, pool, steps, pads)
     return out
 
 
@@ -526,7 +539,7 @@ def conv2d_pool(
     winner = _empty(shape, np.uint8) if winner is None else winner
     device = backend.current()
     if device.fuses_pooling:
-        device.kernels.conv2d_pool(x, w, b, out, winner, *geometry, *dropping)
+        _call("conv2d_pool", x, w, b, out, winner, *geometry, *dropping)
         return out, winner
     y = conv2d(x, w, b, strides, padding, dilation_rate, groups, "relu")
     max_pool2d(y, out=out, argmax=winner)
@@ -579,8 +592,10 @@ def conv2d_pool_backward(
     db = _empty(w_shape[3:]) if db is None else db
     device = backend.current()
     if device.fuses_pooling:
-        device.kernels.conv2d_pool_backward(dy, winner, x, w, dx, dw, db, *geometry, rate)
+        _call("conv2d_pool_backward", dy, winner, x, w, dx, dw, db, *geometry, rate)
         return dx, dw, db
+    device.require_array(dy, "dy")
+    device.require_array(winner, "winner")
     if winner.dtype != np.uint8:
         raise TypeError(f"winner: expected uint8. Received: {winner.dtype}.")
     y_shape = _conv2d_output(x_shape, w_shape, tuple(geometry))
@@ -626,7 +641,7 @@ def dense(
     """
     if out is None:
         out = _empty((_shape(x, "x", 2)[0], _shape(w, "w", 2)[1]))
-    backend.current().kernels.dense(x, w, b, out, _relu(activation))
+    _call("dense", x, w, b, out, _relu(activation))
     return out
 
 
@@ -655,7 +670,7 @@ def dense_backward_data(
     """
     if out is None:
         out = _empty((_shape(dy, "dy", 2)[0], _shape(w, "w", 2)[0]))
-    backend.current().kernels.dense_backward_data(dy, w, y, out, _relu(activation))
+    _call("dense_backward_data", dy, w, y, out, _relu(activation))
     return out
 
 
@@ -686,7 +701,7 @@ def dense_backward_weights(
     units = _shape(dy, "dy", 2)[1]
     dw = _empty((_shape(x, "x", 2)[1], units)) if dw is None else dw
     db = _empty((units,)) if db is None else db
-    backend.current().kernels.dense_backward_weights(dy, x, y, dw, db, _relu(activation))
+    _call("dense_backward_weights", dy, x, y, dw, db, _relu(activation))
     return dw, db
 
 
@@ -721,7 +736,7 @@ def dense_backward(
     dx = _empty(x_shape) if dx is None else dx
     dw = _empty(w_shape) if dw is None else dw
     db = _empty(w_shape[1:]) if db is None else db
-    backend.current().kernels.dense_backward(dy, x, w, y, dx, dw, db, _relu(activation))
+    _call("dense_backward", dy, x, w, y, dx, dw, db, _relu(activation))
     return dx, dw, db
 
 
@@ -748,7 +763,7 @@ def relu(x: Array, *, out: Array | None = None) -> Array:
         TypeError, ValueError: as `conv2d`.
     """
     out = _like(x, "x") if out is None else out
-    backend.current().kernels.relu(x, out)
+    _call("relu", x, out)
     return out
 
 
@@ -767,7 +782,7 @@ def relu_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
         TypeError, ValueError: as `conv2d`.
     """
     out = _like(dy, "dy") if out is None else out
-    backend.current().kernels.relu_backward(dy, y, out)
+    _call("relu_backward", dy, y, out)
     return out
 
 
@@ -785,7 +800,7 @@ def softmax(x: Array, *, out: Array | None = None) -> Array:
         TypeError, ValueError: as `conv2d`.
     """
     out = _like(x, "x") if out is None else out
-    backend.current().kernels.softmax(x, out)
+    _call("softmax", x, out)
     return out
 
 
@@ -804,7 +819,7 @@ def softmax_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
         TypeError, ValueError: as `conv2d`.
     """
     out = _like(dy, "dy") if out is None else out
-    backend.current().kernels.softmax_backward(dy, y, out)
+    _call("softmax_backward", dy, y, out)
     return out
 
 
@@ -837,7 +852,7 @@ def softmax_cross_entropy(
     loss = _empty(shape[:1]) if loss is None else loss
     probabilities = _empty(shape) if probabilities is None else probabilities
     dlogits = _empty(shape) if dlogits is None else dlogits
-    backend.current().kernels.softmax_cross_entropy(logits, labels, loss, probabilities, dlogits)
+    _call("softmax_cross_entropy", logits, labels, loss, probabilities, dlogits)
     return loss, probabilities, dlogits
 
 
@@ -867,7 +882,7 @@ def dropout(
     """
     arguments = _dropout_arguments(rate, seed, offset)
     out = _like(x, "x") if out is None else out
-    backend.current().kernels.dropout(x, out, *arguments)
+    _call("dropout", x, out, *arguments)
     return out
 
 
@@ -918,6 +933,7 @@ def gather(
     device = backend.current()
     device.require_array(source, "source")
     device.require_array(indices, "indices")
+    source = device.adopt(source)
     if source.dtype not in (np.uint8, np.float32):
         raise TypeError(f"source: expected float32 or uint8. Received: {source.dtype}.")
     if source.ndim < 1 or indices.ndim != 1:
@@ -925,12 +941,20 @@ def gather(
             "expected a source with at least one axis and indices with one. "
             f"Received shapes: {source.shape} and {indices.shape}."
         )
-    out = _empty((*indices.shape, *source.shape[1:])) if out is None else out
+    shape = (*indices.shape, *source.shape[1:])
+    out = _empty(shape) if out is None else out
     if device.name != "cpu":
-        device.kernels.gather(source, indices, out, float(scale), source.dtype == np.uint8)
+        _call("gather", source, indices, out, float(scale), source.dtype == np.uint8)
         return out
     if not len(source):
         raise ValueError(f"source: expected at least one row. Received shape: {source.shape}.")
+    if indices.dtype != np.int64:
+        raise TypeError(f"indices: expected int64. Received: {indices.dtype}.")
+    device.require_array(out, "out")
+    if out.dtype != np.float32:
+        raise TypeError(f"out: expected float32. Received: {out.dtype}.")
+    if out.shape != shape:
+        raise ValueError(f"out: expected shape {shape}. Received: {out.shape}.")
     out[...] = source[np.clip(indices, 0, len(source) - 1)]
     out *= np.float32(scale)
     return out
@@ -963,7 +987,7 @@ def sgd_step(
     Raises:
         TypeError, ValueError: as `conv2d`; ValueError if momentum comes without a velocity.
     """
-    backend.current().kernels.sgd_step(w, dw, velocity, learning_rate, momentum, nesterov)
+    _call("sgd_step", w, dw, velocity, learning_rate, momentum, nesterov)
 
 
 def rmsprop_step(
@@ -989,7 +1013,7 @@ def rmsprop_step(
     Raises:
         TypeError, ValueError: as `conv2d`.
     """
-    backend.current().kernels.rmsprop_step(w, dw, velocity, learning_rate, rho, epsilon)
+    _call("rmsprop_step", w, dw, velocity, learning_rate, rho, epsilon)
 
 
 def adam_step(
@@ -1020,4 +1044,4 @@ def adam_step(
     Raises:
         TypeError, ValueError: as `conv2d`; ValueError if step is below 1.
     """
-    backend.current().kernels.adam_step(w, dw, m, v, step, learning_rate, beta_1, beta_2, epsilon)
+    _call("adam_step", w, dw, m, v, step, learning_rate, beta_1, beta_2, epsilon)

@@ -11,9 +11,21 @@ import numpy as np
 from pyconv import backend, losses, metrics, optimizers, random
 from pyconv import layers as layers_module
 from pyconv.callbacks import Callback, CallbackList, History, Logs, ProgbarLogger, Progress
+from pyconv.graphs import StepGraph, StepNumbers
 from pyconv.layers import Input, Layer, Parameter
 from pyconv.layers.base import Shape, assign, sample_shape, snake_case
-from pyconv.plan import FlatParameters, Plan, as_float32, check_numbers, run
+from pyconv.plan import (
+    Batch,
+    FlatParameters,
+    Plan,
+    Rows,
+    as_batch,
+    as_float32,
+    check_numbers,
+    new_like,
+    place,
+    run,
+)
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -57,6 +69,8 @@ class Sequential:
         self._parameters: FlatParameters | None = None
         self._training_plan: Plan | None = None
         self._inference_plan: Plan | None = None
+        self._graph = StepGraph()
+        self._numbers: StepNumbers | None = None
         self._step = 0  # of training; selects dropout's masks
         for layer in layers or ():
             self.add(layer)
@@ -256,7 +270,9 @@ class Sequential:
 
     @property
     def gradients(self) -> list[np.ndarray]:
-        """The gradients of the last training step, in the order of :meth:`get_weights` (no copies).
+        """The gradients of the last training step, in the order of :meth:`get_weights`.
+
+        No copies on the CPU; copies of what lies on another device.
 
         Raises:
             RuntimeError: before the first training step.
@@ -265,7 +281,7 @@ class Sequential:
             raise RuntimeError(
                 f"{self.name}: there are no gradients before the first training step."
             )
-        return list(self._parameters.gradient_views)
+        return [backend.to_host(view) for view in self._parameters.gradient_views]
 
     # Configuration
 
@@ -333,6 +349,7 @@ class Sequential:
         self.optimizer, self.loss = optimizers.get(optimizer), losses.get(loss)
         self.metrics = new_metrics
         self._training_plan = self._inference_plan = None
+        self._graph.discard()
 
     @property
     def metrics_names(self) -> list[str]:
@@ -357,7 +374,9 @@ class Sequential:
         """Trains the model.
 
         The values of an epoch are means over its samples, each taken with the weights of its batch.
-        Numbers that are not float32 are converted batch by batch.
+        Numbers that are not float32 are converted batch by batch. On "cuda" the data may also be
+        CuPy's, samples as float32 or uint8: they stay where they are, and batches are gathered
+        there.
 
         Args:
             x: samples (N, ...), e.g. images (N, H, W, C).
@@ -422,16 +441,17 @@ class Sequential:
         seed = random.next_seed()
         listeners.on_train_begin()
         try:
-            for epoch in range(initial_epoch, epochs):
-                listeners.on_epoch_begin(epoch)
-                order = random.generator(seed, epoch).permutation(len(x)) if shuffle else None
-                logs = self._fit_epoch(batches.take(order), batch_size, listeners)
-                if validation is not None:
-                    values = self._evaluate(validation)
-                    logs.update({f"val_{name}": value for name, value in values.items()})
-                listeners.on_epoch_end(epoch, logs)
-                if self.stop_training:
-                    break
+            with backend.current().running():
+                for epoch in range(initial_epoch, epochs):
+                    listeners.on_epoch_begin(epoch)
+                    order = random.generator(seed, epoch).permutation(len(x)) if shuffle else None
+                    logs = self._fit_epoch(batches.take(order), batch_size, listeners)
+                    if validation is not None:
+                        values = self._evaluate(validation)
+                        logs.update({f"val_{name}": value for name, value in values.items()})
+                    listeners.on_epoch_end(epoch, logs)
+                    if self.stop_training:
+                        break
         except KeyboardInterrupt:
             history.interrupted = True
         finally:
@@ -472,7 +492,8 @@ class Sequential:
         x, y = self._check_data(x, y)
         progress = Progress("Evaluation", len(x), verbose)
         try:
-            logs = self._evaluate(_Batches(x, y, batch_size), progress)
+            with backend.current().running():
+                logs = self._evaluate(_Batches(x, y, batch_size), progress)
             progress.finish(logs)
         finally:
             progress.close()
@@ -490,7 +511,7 @@ class Sequential:
                 batches.
 
         Returns:
-            A new float32 array (N, ...).
+            A new float32 array (N, ...); CuPy's if `x` is.
 
         Raises:
             TypeError: if `x` does not hold numbers.
@@ -499,15 +520,20 @@ class Sequential:
         verbose = _verbosity(verbose)
         batch_size = _count("batch_size", batch_size, 1)
         x = self._check_inputs(x)
-        plan = self._plan_for_inference(min(batch_size, len(x)))
-        outputs = np.empty((len(x), *plan.output_shape), np.float32)
+        shape = (len(x), *(_without_batch(self.output_shape) or ()))
+        device = backend.current()
+        outputs = np.empty(shape, np.float32) if isinstance(x, np.ndarray) else device.empty(shape)
         progress = Progress("", len(x), int(verbose == 1 and len(x) > batch_size))
         first = 0
         try:
-            for batch, _ in _Batches(x, None, batch_size).take():
-                outputs[first : first + len(batch)] = plan.forward(batch)
-                first += len(batch)
-                progress.update(len(batch), {})
+            with device.running():
+                plan = self._plan_for_inference(min(batch_size, len(x)))
+                for batch, _ in _Batches(x, None, batch_size).take():
+                    backend.copy(
+                        plan.forward(plan.feed(batch)), outputs[first : first + len(batch)]
+                    )
+                    first += len(batch)
+                    progress.update(len(batch), {})
         finally:
             progress.close()
         return outputs
@@ -522,7 +548,8 @@ class Sequential:
         self._require_compiled("train_on_batch")
         x, y = self._check_data(x, y)
         means = self._means()
-        self._train_step(as_float32(x), as_float32(y), means)
+        with backend.current().running():
+            self._train_step(as_batch(x), as_float32(y), means)
         return _returned(_results(means), return_dict)
 
     def test_on_batch(
@@ -534,12 +561,16 @@ class Sequential:
         """
         self._require_compiled("test_on_batch")
         x, y = self._check_data(x, y)
-        return _returned(self._evaluate(_Batches(x, y, len(x))), return_dict)
+        with backend.current().running():
+            return _returned(self._evaluate(_Batches(x, y, len(x))), return_dict)
 
     def predict_on_batch(self, x: np.ndarray) -> np.ndarray:
         """Returns the outputs for one batch, a new array. Errors are those of :meth:`predict`."""
         x = self._check_inputs(x)
-        return self._plan_for_inference(len(x)).forward(as_float32(x)).copy()
+        with backend.current().running():
+            plan = self._plan_for_inference(len(x))
+            outputs: np.ndarray = new_like(x, plan.forward(plan.feed(as_batch(x))))
+            return outputs
 
     def __call__(self, x: np.ndarray, training: bool = False) -> np.ndarray:
         """Returns the outputs for one batch, a new array; with `training`, dropout acts."""
@@ -553,7 +584,10 @@ class Sequential:
     # How a step flows
 
     def _fit_epoch(
-        self, batches: Iterator[Arrays], batch_size: int, listeners: CallbackList
+        self,
+        batches: Iterator[tuple[Batch, np.ndarray]],
+        batch_size: int,
+        listeners: CallbackList,
     ) -> Logs:
         means = self._means()
         for index, (x, y) in enumerate(batches):
@@ -565,22 +599,44 @@ class Sequential:
         return _results(means)
 
     def _train_step(
-        self, x: np.ndarray, y: np.ndarray, means: dict[str, metrics.Mean], capacity: int = 0
+        self, x: Batch, y: np.ndarray, means: dict[str, metrics.Mean], capacity: int = 0
     ) -> None:
-        assert self.optimizer is not None
+        optimizer = self.optimizer
+        assert optimizer is not None
         plan = self._plan_for_training(max(len(x), capacity))
-        assert self._parameters is not None
-        sample_losses, predictions = plan.forward_loss(x, y, training=True, step=self._step)
-        self._add(means, sample_losses, y, predictions)
-        plan.backward()
-        self.optimizer.apply(self._parameters.weights, self._parameters.gradients)
+        parameters, numbers = self._parameters, self._numbers
+        assert parameters is not None and numbers is not None
+        optimizer.prepare(parameters.weights)
+        numbers.set(self._step, optimizer.iterations + 1, optimizer.learning_rate)
+
+        # A captured step finds everything where it was.
+        capture = plan.device.captures and plan.on_device
+        inputs, labels = plan.feed(x, keep=capture), plan.feed_labels(y, keep=capture)
+
+        def launch() -> tuple[np.ndarray, np.ndarray]:
+            results = plan.forward_loss(inputs, labels, training=True, step=numbers.dropout_step)
+            plan.backward()
+            optimizer.step(
+                parameters.weights, parameters.gradients, numbers.learning_rate, numbers.iteration
+            )
+            return results
+
+        key = None
+        if capture and (fixed := optimizer.replayed_with) is not None:
+            mode = plan.device.kernels.math_mode()
+            key = (len(x), plan, parameters, numbers, optimizer, mode, *fixed)
+        sample_losses, predictions = self._graph.run(
+            launch, plan.device, key, list(optimizer.slots.values())
+        )
+        optimizer.iterations += 1
         self._step += 1
+        self._add(means, sample_losses, y, predictions)
 
     def _evaluate(self, batches: _Batches, progress: Progress | None = None) -> Logs:
         means = self._means()
         plan = self._plan_for_inference(batches.largest)
         for x, y in batches.take():
-            sample_losses, predictions = plan.forward_loss(x, y)
+            sample_losses, predictions = plan.forward_loss(plan.feed(x), plan.feed_labels(y))
             self._add(means, sample_losses, y, predictions)
             if progress is not None:
                 progress.update(len(x), _results(means))
@@ -596,12 +652,19 @@ class Sequential:
         y: np.ndarray,
         predictions: np.ndarray,
     ) -> None:
-        means["loss"].add(sample_losses)
+        means["loss"].add(backend.to_host(sample_losses))
+        if self.metrics:
+            predictions = backend.to_host(predictions)
         for metric in self.metrics or ():
             means[metric.name].add(metric.values(y, predictions))
 
     def _plan_for_training(self, capacity: int) -> Plan:
-        if self._parameters is None:
+        device = backend.current()
+        if self._parameters is None or self._parameters.device is not device:
+            # Made for another device, the rest goes with them.
+            self._training_plan = self._parameters = None
+            self._graph.discard()
+            self._numbers = StepNumbers(device)
             self._parameters = FlatParameters(
                 [parameter for _, parameter in self._named_parameters()]
             )
@@ -614,6 +677,7 @@ class Sequential:
             assert self._sample_shape is not None
             # The old buffers go first, so that both need not fit into memory.
             self._training_plan = None
+            self._graph.discard()
             gradients: dict[Parameter, np.ndarray] = dict(
                 zip(
                     (parameter for _, parameter in self._named_parameters()),
@@ -637,11 +701,13 @@ class Sequential:
             self._inference_plan = None
             self._inference_plan = Plan(self._layers, self._sample_shape, capacity, loss=self.loss)
         assert self._inference_plan is not None
+        place((parameter for _, parameter in self._named_parameters()), backend.current())
         return self._inference_plan
 
     def _forget_plans(self) -> None:
         self._training_plan = self._inference_plan = None
         self._parameters = None
+        self._graph.discard()
 
     # Checks
 
@@ -678,7 +744,7 @@ class Sequential:
         """`x` as an array of the model's input shape; builds the model if it is the first one."""
         if isinstance(x, (list, tuple)):
             x = np.asarray(x)
-        check_numbers(x)
+        x = check_numbers(x)
         if not self._layers:
             raise ValueError(
                 f"{self.name}: the model has no layers. Add some: model.add(Dense(10))."
@@ -707,10 +773,9 @@ class Sequential:
         return x
 
     def _check_data(self, x: np.ndarray, y: np.ndarray) -> Arrays:
-        """`x` and `y` as arrays that fit each other and the model."""
+        """`x` and `y` as arrays that fit each other and the model; `y` is NumPy's."""
         x = self._check_inputs(x)
-        y = np.asarray(y) if isinstance(y, (list, tuple)) else y
-        check_numbers(y)
+        y = check_numbers(np.asarray(y) if isinstance(y, (list, tuple)) else y)
         expected = self.output_shape
         assert expected is not None
         if len(x) != len(y) if y.ndim else True:
@@ -733,20 +798,27 @@ class Sequential:
                 "of shape "
                 f"{expected}, so y must have that shape. Received: y of shape {y.shape}{hint}"
             )
+        if not isinstance(y, np.ndarray):
+            # Metrics, and losses of the user's own, are computed on the host.
+            with backend.current().running():
+                y = backend.to_host(y)
         return x, y
 
 
 class _Batches:
-    """Serves arrays in batches, as float32 and C-contiguous, through buffers that are reused.
+    """Serves arrays in batches.
+
+    What is NumPy's is served as float32 and C-contiguous, through buffers that are reused. Samples
+    that live on the device stay there and are served as rows of them.
 
     Args:
         x: samples.
-        y: labels, or None.
+        y: labels, NumPy's, or None.
         batch_size: size of all batches but the last.
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray | None, batch_size: int) -> None:
-        self._x, self._y = x, x[:, :0] if y is None else y
+        self._x, self._y = x, np.empty((len(x), 0), np.float32) if y is None else y
         self._batch_size = batch_size
         self.largest = min(batch_size, len(x))
         self._buffers: dict[int, np.ndarray] = {}
@@ -754,16 +826,29 @@ class _Batches:
     def __len__(self) -> int:
         return math.ceil(len(self._x) / self._batch_size)
 
-    def take(self, order: np.ndarray | None = None) -> Iterator[Arrays]:
+    def take(self, order: np.ndarray | None = None) -> Iterator[tuple[Batch, np.ndarray]]:
         """Yields the batches; each lasts until the next.
 
         Args:
             order: the samples' indices in the order wanted; by default as they are.
         """
+        on_device = None if isinstance(self._x, np.ndarray) else self._on_device(order)
         for first in range(0, len(self._x), self._batch_size):
             rows = slice(first, min(first + self._batch_size, len(self._x)))
             indices = None if order is None else order[rows]
-            yield self._batch(0, self._x, rows, indices), self._batch(1, self._y, rows, indices)
+            x: Batch
+            if on_device is None:
+                x = self._batch(0, self._x, rows, indices)
+            elif isinstance(on_device, Rows):
+                x = Rows(on_device.source, on_device.indices[rows])
+            else:
+                x = on_device[rows]
+            yield x, self._batch(1, self._y, rows, indices)
+
+    def _on_device(self, order: np.ndarray | None) -> Batch:
+        if order is None:
+            return as_batch(self._x)
+        return Rows(self._x, backend.current().to_device(order.astype(np.int64, copy=False)))
 
     def _batch(
         self, which: int, source: np.ndarray, rows: slice, indices: np.ndarray | None

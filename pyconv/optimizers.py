@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyconv import kernels
+from pyconv import backend, kernels
 
 
 class Optimizer:
@@ -19,7 +19,7 @@ class Optimizer:
     Attributes:
         iterations: number of steps made.
         slots: what the optimizer remembers, by name: flat arrays of the layout of the model's
-            parameters; empty before the first step.
+            parameters, on the device of the last step; empty before the first.
     """
 
     slot_names: tuple[str, ...] = ()
@@ -52,9 +52,22 @@ class Optimizer:
         Raises:
             ValueError: if the optimizer has been working on weights of another shape.
         """
+        self.prepare(weights)
+        self.step(weights, gradients, self.learning_rate, self.iterations + 1)
+        self.iterations += 1
+
+    def prepare(self, weights: np.ndarray) -> None:
+        """Makes `slots` for the weights, on the device in use, or moves them there.
+
+        Raises:
+            ValueError: if the optimizer has been working on weights of another shape.
+        """
+        device = backend.current()
         if not self.slots:
-            self.slots = {name: np.zeros_like(weights) for name in self.slot_names}
-        for slot in self.slots.values():
+            self.slots = {
+                name: device.zeros(weights.size).reshape(weights.shape) for name in self.slot_names
+            }
+        for name, slot in self.slots.items():
             if slot.shape != weights.shape:
                 raise ValueError(
                     f"{type(self).__name__}: this optimizer belongs to another model, or the "
@@ -62,15 +75,39 @@ class Optimizer:
                     f"Compile again with a new optimizer. Received: {weights.size} weights, "
                     f"expected {slot.size}"
                 )
-        self._step(weights, gradients)
-        self.iterations += 1
+            if not device.is_array(slot):
+                self.slots[name] = device.to_device(backend.to_host(slot))
+
+    def step(
+        self,
+        weights: np.ndarray,
+        gradients: np.ndarray,
+        learning_rate: kernels.Rate,
+        iteration: kernels.Counter,
+    ) -> None:
+        """Changes `weights` and `slots` in place and nothing else: a step that can be replayed.
+
+        Args:
+            weights, gradients: as for :meth:`apply`.
+            learning_rate, iteration: numbers, or arrays of one number on the device. Iterations
+                count from 1.
+        """
+        raise NotImplementedError
+
+    @property
+    def replayed_with(self) -> tuple[Any, ...] | None:
+        """What a replayed step has for good; None if steps of this class cannot be replayed."""
+        # A class of the user's own may do in `step` what is not on the device.
+        if type(self).step not in (SGD.step, RMSprop.step, Adam.step):
+            return None
+        config = self.get_config()
+        del config["learning_rate"]
+        # By identity: a slot that was replaced lies elsewhere.
+        return (*config.values(), *map(id, self.slots.values()))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as values that JSON can hold."""
         return {"learning_rate": self.learning_rate}
-
-    def _step(self, weights: np.ndarray, gradients: np.ndarray) -> None:
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
@@ -101,12 +138,18 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         self.slot_names = ("velocity",) if self.momentum else ()
 
-    def _step(self, weights: np.ndarray, gradients: np.ndarray) -> None:
+    def step(
+        self,
+        weights: np.ndarray,
+        gradients: np.ndarray,
+        learning_rate: kernels.Rate,
+        iteration: kernels.Counter,
+    ) -> None:
         kernels.sgd_step(
             weights,
             gradients,
             self.slots.get("velocity"),
-            self.learning_rate,
+            learning_rate,
             self.momentum,
             self.nesterov,
         )
@@ -148,9 +191,15 @@ class RMSprop(Optimizer):
         self.rho = _number("rho", rho, 0, 1)
         self.epsilon = _number("epsilon", epsilon, 0, math.inf)
 
-    def _step(self, weights: np.ndarray, gradients: np.ndarray) -> None:
+    def step(
+        self,
+        weights: np.ndarray,
+        gradients: np.ndarray,
+        learning_rate: kernels.Rate,
+        iteration: kernels.Counter,
+    ) -> None:
         kernels.rmsprop_step(
-            weights, gradients, self.slots["velocity"], self.learning_rate, self.rho, self.epsilon
+            weights, gradients, self.slots["velocity"], learning_rate, self.rho, self.epsilon
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -188,14 +237,20 @@ class Adam(Optimizer):
         self.beta_2 = _number("beta_2", beta_2, 0, 1)
         self.epsilon = _number("epsilon", epsilon, 0, math.inf)
 
-    def _step(self, weights: np.ndarray, gradients: np.ndarray) -> None:
+    def step(
+        self,
+        weights: np.ndarray,
+        gradients: np.ndarray,
+        learning_rate: kernels.Rate,
+        iteration: kernels.Counter,
+    ) -> None:
         kernels.adam_step(
             weights,
             gradients,
             self.slots["m"],
             self.slots["v"],
-            self.iterations + 1,
-            self.learning_rate,
+            iteration,
+            learning_rate,
             self.beta_1,
             self.beta_2,
             self.epsilon,

@@ -1,18 +1,21 @@
 """From layers to what is executed: the blocks of a network, their order and their buffers.
 
-A plan is made when a model is first run. All decisions about which layers become one block are made
-here.
+A plan is made when a model is first run, and again when the device changes. All decisions about
+which layers become one block are made here.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeGuard
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeGuard, Union
 
 import numpy as np
 
-from pyconv import backend, random
+from pyconv import backend, kernels, random
+from pyconv.backend import Backend
 from pyconv.blocks import (
     Block,
     ConvBlock,
@@ -25,8 +28,8 @@ from pyconv.blocks import (
     ReluBlock,
     SoftmaxBlock,
     SoftmaxCrossEntropyBlock,
-    aligned_zeros,
 )
+from pyconv.kernels import Counter
 from pyconv.layers import (
     Activation,
     Conv2D,
@@ -42,6 +45,25 @@ from pyconv.losses import CategoricalCrossentropy, Loss
 _ALIGNMENT = 16  # floats in a cache line
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A batch of a data set that lives on the device: the samples with these indices.
+
+    Attributes:
+        source: all samples, (samples, ...), float32 or uint8.
+        indices: (N,), int64, on the device.
+    """
+
+    source: Any
+    indices: Any
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+Batch = Union[np.ndarray, Rows]
+
+
 class Operation(NamedTuple):
     """One step of the network before fusion: what it does, and the layer that says how."""
 
@@ -51,6 +73,8 @@ class Operation(NamedTuple):
 
 class Plan:
     """The blocks of a sequence of layers and their buffers, for batches of up to `capacity`.
+
+    A plan belongs to the device that is in use when it is made.
 
     Args:
         layers: built layers.
@@ -72,31 +96,56 @@ class Plan:
         loss: Loss | None = None,
     ) -> None:
         self.device = backend.current()
-        if self.device.name == "cuda":
-            raise NotImplementedError(
-                "Models run on the devices 'cpu' and 'cuda-emulated'; on 'cuda' this version has "
-                "the kernels only (pyconv.kernels). Choose pyconv.set_device('cpu')."
-            )
         self.input_shape = input_shape
         self.capacity = capacity
         self.blocks = make_blocks(operations(layers), input_shape, self.device.fuses_pooling)
         self.output_shape = self.blocks[-1].output_shape if self.blocks else input_shape
         self._loss_blocks = self.blocks
+        self._inputs: np.ndarray | None = None
         self._head: LossBlock | SoftmaxCrossEntropyBlock | None = None
         if loss is not None:
             self._make_head(loss)
         for block in self.blocks:
-            block.allocate(capacity)
+            block.allocate(self.device, capacity)
         if training:
             self._allocate_training(gradients or {})
         else:
             self._allocate_inference()
 
-    def forward(self, x: np.ndarray, training: bool = False, step: int = 0) -> np.ndarray:
+    @property
+    def on_device(self) -> bool:
+        """Whether a training step is nothing but kernels, which can be captured and replayed."""
+        return self._head is not None and self._head.on_device
+
+    def feed(self, x: Batch, keep: bool = False) -> np.ndarray:
+        """Returns a batch as :meth:`forward` takes it, on the device.
+
+        Args:
+            x: float32 and C-contiguous (N, *input_shape), or rows of a data set on the device.
+            keep: whether it must lie where it lay for other batches of this size.
+        """
+        if not isinstance(x, Rows) and self.device.is_array(x) and not keep:
+            return x
+        if self._inputs is None:
+            self._inputs = self.device.zeros(self.capacity * math.prod(self.input_shape))
+        size = len(x) * math.prod(self.input_shape)
+        fed: np.ndarray = self._inputs[:size].reshape(len(x), *self.input_shape)
+        if isinstance(x, Rows):
+            kernels.gather(x.source, x.indices, out=fed)
+        else:
+            backend.copy(x, fed)
+        return fed
+
+    def feed_labels(self, labels: np.ndarray, keep: bool = False) -> np.ndarray:
+        """Returns NumPy's labels (N, K) as :meth:`forward_loss` takes them."""
+        assert self._head is not None
+        return self._head.feed(labels, keep)
+
+    def forward(self, x: np.ndarray, training: bool = False, step: Counter = 0) -> np.ndarray:
         """Returns the outputs (N, *output_shape); they last until the next batch.
 
         Args:
-            x: (N, *input_shape), float32 and C-contiguous.
+            x: (N, *input_shape), as :meth:`feed` returns it.
             training: whether dropout acts.
             step: the number of the training step, which selects dropout's masks.
         """
@@ -105,9 +154,14 @@ class Plan:
         return x
 
     def forward_loss(
-        self, x: np.ndarray, labels: np.ndarray, training: bool = False, step: int = 0
+        self, x: np.ndarray, labels: np.ndarray, training: bool = False, step: Counter = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the losses (N,) and the predictions (N, K); they last until the next batch."""
+        """Returns the losses (N,) and the predictions (N, K); they last until the next batch.
+
+        Args:
+            x, labels: as :meth:`feed` and :meth:`feed_labels` return them.
+            training, step: as for :meth:`forward`.
+        """
         assert self._head is not None
         for block in self._loss_blocks:
             x = block.forward(x, training, step)
@@ -129,7 +183,7 @@ class Plan:
 
     def _make_head(self, loss: Loss) -> None:
         if not isinstance(loss, CategoricalCrossentropy):
-            self._head = LossBlock(loss)
+            self._head = LossBlock(loss, self.device)
             return
         if len(self.output_shape) != 1:
             raise ValueError(
@@ -149,14 +203,16 @@ class Plan:
         elif ends_in_softmax:
             self._loss_blocks = self.blocks[:-1]
         elif not loss.from_logits:
-            self._head = LossBlock(loss)
+            self._head = LossBlock(loss, self.device)
             return
-        self._head = SoftmaxCrossEntropyBlock(loss, self.output_shape[0], self.capacity)
+        self._head = SoftmaxCrossEntropyBlock(
+            loss, self.output_shape[0], self.capacity, self.device
+        )
 
     def _allocate_training(self, gradients: Mapping[Parameter, np.ndarray]) -> None:
         for block in self.blocks:
             if not block.view:
-                block.output_buffer = aligned_zeros(self.capacity * block.output_size)
+                block.output_buffer = self.device.zeros(self.capacity * block.output_size)
             block.gradients = [gradients[parameter] for parameter in block.parameters]
         # On their way back, the gradients go to and fro between two buffers, or are changed in
         # place.
@@ -180,9 +236,8 @@ class Plan:
             block.output_buffer = buffers[turn]
 
     def _two_buffers(self, sample_size: int) -> tuple[np.ndarray, np.ndarray]:
-        return aligned_zeros(self.capacity * sample_size), aligned_zeros(
-            self.capacity * sample_size
-        )
+        size = self.capacity * sample_size
+        return self.device.zeros(size), self.device.zeros(size)
 
 
 def operations(layers: Sequence[Layer]) -> list[Operation]:
@@ -275,18 +330,20 @@ class FlatParameters:
     layers.
 
     Attributes:
+        device: the device that was in use when they were made, whose arrays they are.
         weights, gradients: flat float32 arrays; the gaps between tensors stay zero.
     """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self.device = backend.current()
         self._parameters = list(parameters)
         self._offsets = []
         size = 0
         for parameter in self._parameters:
             self._offsets.append(size)
             size += -(-parameter.size // _ALIGNMENT) * _ALIGNMENT
-        self.weights = aligned_zeros(size)
-        self.gradients = aligned_zeros(size)
+        self.weights = self.device.zeros(size)
+        self.gradients = self.device.zeros(size)
         self._weight_views = self.views(self.weights)
         self.gradient_views = self.views(self.gradients)
         self.claim()
@@ -301,9 +358,16 @@ class FlatParameters:
     def claim(self) -> None:
         """Makes the parameters views of `weights` again, should another model have taken them."""
         for parameter, view in zip(self._parameters, self._weight_views):
-            if parameter.value is not view:
-                view[...] = parameter.value
-                parameter.value = view
+            if parameter.array is not view:
+                backend.copy(parameter.array, view)
+                parameter.array = view
+
+
+def place(parameters: Iterable[Parameter], device: Backend) -> None:
+    """Moves parameters to the device where they are not there already."""
+    for parameter in parameters:
+        if not device.is_array(parameter.array):
+            parameter.array = device.to_device(backend.to_host(parameter.array))
 
 
 def run(layers: Sequence[Layer], x: np.ndarray, training: bool, step: int | None) -> np.ndarray:
@@ -314,8 +378,11 @@ def run(layers: Sequence[Layer], x: np.ndarray, training: bool, step: int | None
         x: array of numbers, the batch on its first axis.
         training: whether dropout acts.
         step: selects dropout's masks; None draws a new one.
+
+    Returns:
+        A new array, NumPy's if `x` is.
     """
-    batch = as_float32(x)
+    batch = check_numbers(x)
     if batch.ndim < 2:
         raise ValueError(
             f"{layers[0].name}: expected an array with the batch on its first axis. "
@@ -325,29 +392,75 @@ def run(layers: Sequence[Layer], x: np.ndarray, training: bool, step: int | None
     for layer in layers:
         layer.build(shape)
         shape = layer.compute_output_shape(shape)
-    plan = Plan(layers, batch.shape[1:], len(batch))
     if step is None:
         step = random.next_seed() if training else 0
-    y = plan.forward(batch, training, step)
-    return y.copy() if np.may_share_memory(y, batch) else y
+    with backend.current().running():
+        plan = Plan(layers, batch.shape[1:], len(batch))
+        place((p for layer in layers for p in layer.parameters), plan.device)
+        y = plan.forward(plan.feed(as_batch(batch)), training, step)
+        return new_like(batch, y)
+
+
+def new_like(x: Any, y: Any) -> Any:
+    """A copy of the device's array `y`, NumPy's if `x` is, else the device's."""
+    if isinstance(x, np.ndarray):
+        host = backend.to_host(y)
+        return host.copy() if host is y else host
+    result = backend.current().empty(y.shape)
+    backend.copy(y, result)
+    return result
+
+
+def as_batch(x: Any) -> Batch:
+    """All samples of an array as one batch."""
+    if isinstance(x, np.ndarray):
+        return as_float32(x)
+    if x.dtype == np.float32:
+        batch: np.ndarray = x
+        return batch
+    return Rows(x, backend.current().to_device(np.arange(len(x))))
 
 
 def as_float32(x: np.ndarray) -> np.ndarray:
-    """Numbers as a float32, C-contiguous array; no copy if they are one.
+    """NumPy's numbers as a float32, C-contiguous array; no copy if they are one.
 
     Raises:
         TypeError: if `x` does not hold real numbers.
     """
-    check_numbers(x)
-    return np.require(x, np.float32, ["C", "A"])
+    return np.require(check_numbers(x), np.float32, ["C", "A"])
 
 
-def check_numbers(x: np.ndarray) -> None:
-    """Raises TypeError if `x` is not an array of real numbers."""
+def check_numbers(x: Any) -> Any:
+    """Returns `x` if it is an array of real numbers: NumPy's, or the device's.
+
+    The device's must be as the kernels take them, as nothing is converted there.
+
+    Raises:
+        TypeError: if `x` is no such array, or lies on a device that is not in use.
+        ValueError: if it lies on the device and is not C-contiguous.
+    """
     if not isinstance(x, np.ndarray):
-        raise TypeError(f"Expected a NumPy array of numbers. Received: {type(x).__name__}")
+        device = backend.current()
+        if not device.is_array(x):
+            kind = "a NumPy array" if device.on_host else "a NumPy or CuPy array"
+            text = f"Expected {kind} of numbers. Received: {type(x).__name__}"
+            advice = device.advice(x)
+            raise TypeError(f"{text}. {advice}" if advice else text)
+        x = device.adopt(x)
+        if x.dtype not in (np.float32, np.uint8):
+            raise TypeError(
+                "Expected an array of float32 or uint8 where it lies on the device. "
+                f"Received: dtype {x.dtype}. Convert it with .astype('float32')"
+            )
+        if not x.flags.c_contiguous:
+            raise ValueError(
+                "Expected a C-contiguous array where it lies on the device. "
+                f"Received: strides {x.strides} for shape {x.shape}. "
+                "Copy it with cupy.ascontiguousarray"
+            )
     if x.dtype.kind not in "buif":
         raise TypeError(f"Expected an array of real numbers. Received: dtype {x.dtype}")
+    return x
 
 
 def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -212,10 +212,9 @@ def _set_parameters(model: Sequential, tensors: dict[str, np.ndarray], path: Pat
         raise ValueError(f"{path}: it has {', '.join(extra)}, which none of its layers has.")
     for name, parameter in parameters.items():
         tensor = tensors[name]
-        if tensor.shape != parameter.value.shape:
+        if tensor.shape != parameter.shape:
             raise ValueError(
-                f"{path}: {name} must have the shape {parameter.value.shape}. "
-                f"Received: {tensor.shape}"
+                f"{path}: {name} must have the shape {parameter.shape}. Received: {tensor.shape}"
             )
     for name, parameter in parameters.items():
-        parameter.value[...] = tensors[name]
+        parameter.assign(tensors[name])

@@ -1,18 +1,113 @@
-"""The choice of the device, and what is said when it cannot be had."""
+"""Devices: their choice, their arrays, and models on them.
+
+Without a GPU "cuda" is the stand-in of fake_cupy.py: what Python does, with the CPU's kernels. With
+one, the tests marked gpu run on it.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import types
+import warnings
+from pathlib import Path
 
+import fake_cupy
 import numpy as np
 import pytest
+from conftest import emulated_cuda, has_emulated_cuda
 
 import pyconv
 import reference
 from cases import CONV_CASES, integers
-from pyconv import backend, kernels
+from pyconv import backend, kernels, losses, metrics, optimizers
+from pyconv.callbacks import Callback
+from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
+from pyconv.models import Sequential
+from pyconv.utils import set_random_seed
+
+
+def reals(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def one_hot(n, classes=3, seed=0):
+    return np.eye(classes, dtype=np.float32)[np.random.default_rng(seed).integers(0, classes, n)]
+
+
+def small(optimizer="rmsprop", loss="categorical_crossentropy", metrics=("accuracy",), seed=1):
+    """Every kind of block, and a convolution without a bias."""
+    set_random_seed(seed)
+    model = Sequential(
+        [
+            Input((8, 8, 2)),
+            Conv2D(4, 3, padding="same", activation="relu", use_bias=False),
+            Conv2D(6, 3),
+            Activation("relu"),
+            MaxPooling2D(),
+            Dropout(0.25),
+            MaxPooling2D((2, 1)),
+            Flatten(),
+            Dense(8, use_bias=False),
+            Dropout(0.5),
+            Activation("relu"),
+            Dense(3, activation="softmax"),
+        ]
+    )
+    model.compile(optimizer, loss, list(metrics))
+    return model
+
+
+def samples(n=10):
+    return reals(n, 8, 8, 2), one_hot(n)
+
+
+def assert_same_weights(a, b):
+    for mine, theirs in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def forget() -> None:
+    """As if no device had been used yet."""
+    backend._backend.cache_clear()
+    backend._device = backend._current = None
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    for name in ("PYCONV_DEVICE", "PYCONV_MATH_MODE", "PYCONV_EMULATED_ARCH", "PYCONV_CUDA_GRAPH"):
+        monkeypatch.delenv(name, raising=False)
+    forget()
+    yield monkeypatch
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.fixture
+def no_cuda(fresh):
+    """A build without CUDA kernels."""
+    for name in ("_cuda", "_cuda_emulated", "_cuda_emulated_sm75"):
+        fresh.setitem(sys.modules, f"pyconv.{name}", None)
+    return fresh
+
+
+@pytest.fixture
+def fake(fresh):
+    """A build with CUDA kernels, a GPU and CuPy; of the device "auto"."""
+    cupy, module = fake_cupy.modules()
+    fresh.setitem(sys.modules, "cupy", cupy)
+    fresh.setitem(sys.modules, "pyconv._cuda", module)
+    return module
+
+
+@pytest.fixture
+def cuda(fake):
+    pyconv.set_device("cuda")
+    return fake
+
+
+# What this installation says, whatever it was built with.
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +187,799 @@ def test_info_says_what_there_is_of_cuda():
         assert "not in this build" in line
     else:
         assert "sm_75" in line and "built with CUDA" in line
+
+
+# What any says, with the stand-in.
+
+
+class TestChoice:
+    def test_cpu_where_there_is_nothing_else(self, no_cuda):
+        assert pyconv.get_device() == "cpu"
+        assert backend.current().name == "cpu"
+        assert backend.current() is backend.current()
+
+    def test_auto_is_the_best_there_is(self, fake):
+        assert pyconv.get_device() == "cuda"
+        pyconv.set_device("cpu")
+        assert pyconv.get_device() == "cpu"
+        pyconv.set_device("auto")
+        assert pyconv.get_device() == backend.current().name == "cuda"
+
+    def test_environment(self, fake, monkeypatch):
+        monkeypatch.setenv("PYCONV_DEVICE", "cpu")
+        assert pyconv.get_device() == backend.current().name == "cpu"
+        pyconv.set_device("cuda")
+        assert pyconv.get_device() == "cuda"
+
+    def test_unknown_names(self, fresh):
+        expected = "expected one of 'auto', 'cpu', 'cuda', 'cuda-emulated'. Received: 'gpu'"
+        with pytest.raises(ValueError, match=f"set_device: {expected}"):
+            pyconv.set_device("gpu")
+        fresh.setenv("PYCONV_DEVICE", "gpu")
+        for function in (pyconv.get_device, backend.current):
+            with pytest.raises(ValueError, match=f"PYCONV_DEVICE: {expected}"):
+                function()
+
+    def test_a_device_that_cannot_be_had_leaves_the_one_in_use(self, no_cuda):
+        pyconv.set_device("cpu")
+        with pytest.raises(RuntimeError):
+            pyconv.set_device("cuda")
+        assert pyconv.get_device() == "cpu"
+
+    def test_not_built(self, no_cuda):
+        with pytest.raises(
+            RuntimeError,
+            match=r"'cuda' cannot be used: the CUDA kernels are not in this build.* nvcc .*"
+            r"-C cmake.define.PYCONV_CUDA=ON",
+        ):
+            pyconv.set_device("cuda")
+        no_cuda.setenv("PYCONV_DEVICE", "cuda")
+        with pytest.raises(RuntimeError, match="the CUDA kernels are not in this build"):
+            kernels.relu(reals(3))
+
+    def test_cannot_be_loaded(self, fake, monkeypatch):
+        load = backend.importlib.import_module
+
+        def broken(name):
+            if name == "pyconv._cuda":
+                raise ImportError("libsomething.so.1: cannot open shared object file")
+            return load(name)
+
+        monkeypatch.setattr(backend.importlib, "import_module", broken)
+        with pytest.raises(RuntimeError, match=r"pyconv._cuda cannot be loaded: libsomething.so.1"):
+            pyconv.set_device("cuda")
+        assert pyconv.get_device() == "cpu", "it is no reason not to run"
+
+    def test_no_driver(self, fake):
+        fake.reason = "no NVIDIA driver was found"
+        with pytest.raises(RuntimeError, match=r"no NVIDIA driver was found. Install .*nvidia-smi"):
+            pyconv.set_device("cuda")
+        assert pyconv.get_device() == "cpu"
+
+    def test_no_cupy(self, fake, monkeypatch):
+        monkeypatch.setitem(sys.modules, "cupy", None)
+        with pytest.raises(
+            RuntimeError,
+            match=r"CuPy, .*, is not installed. Install it: pip install"
+            r" 'pyconv\[cuda13\]'",
+        ):
+            pyconv.set_device("cuda")
+        assert pyconv.get_device() == "cpu"
+
+    def test_broken_cupy(self, fake, monkeypatch, tmp_path):
+        (tmp_path / "cupy.py").write_text("raise OSError('libnvrtc is gone')")
+        monkeypatch.delitem(sys.modules, "cupy")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(RuntimeError, match="cannot be imported: libnvrtc is gone"):
+            pyconv.set_device("cuda")
+        assert pyconv.get_device() == "cpu"
+
+    def test_emulation(self, no_cuda):
+        with pytest.raises(
+            RuntimeError,
+            match=r"'cuda-emulated' cannot be used: this build does no"
+            r"t have it.*-C cmake.define.PYCONV_CUDA_EMULATION=ON",
+        ):
+            pyconv.set_device("cuda-emulated")
+        no_cuda.setenv("PYCONV_EMULATED_ARCH", "90")
+        with pytest.raises(ValueError, match="PYCONV_EMULATED_ARCH: expected 75 or 80. .*'90'"):
+            pyconv.set_device("cuda-emulated")
+        module = types.ModuleType("pyconv._cuda_emulated_sm75")
+        no_cuda.setitem(sys.modules, module.__name__, module)
+        no_cuda.setenv("PYCONV_EMULATED_ARCH", "75")
+        pyconv.set_device("cuda-emulated")
+        device = backend.current()
+        assert (device.kernels, device.xp, device.captures) == (module, np, False)
+
+    def test_what_is_imported(self):
+        """CUDA and CuPy are looked for when a device is, not before."""
+        code = (
+            "import sys, pyconv; found = {'cupy', 'pyconv._cuda'} & set(sys.modules)\n"
+            "pyconv.set_device('cpu'); pyconv.kernels.relu(__import__('numpy').ones(3, 'f'))\n"
+            "found |= {'cupy', 'pyconv._cuda'} & set(sys.modules); assert not found, found"
+        )
+        folder = Path(pyconv.__file__).parents[1]
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+
+
+class TestMathMode:
+    def test_on_the_cpu(self, no_cuda):
+        pyconv.set_math_mode("fp32")
+        assert pyconv.get_math_mode() == "fp32"
+        with pytest.raises(ValueError, match="expected 'fp32' on the device 'cpu'. .*'tf32'"):
+            pyconv.set_math_mode("tf32")
+
+    def test_on_cuda(self, cuda):
+        assert pyconv.get_math_mode() == "fp32"
+        pyconv.set_math_mode("tf32")
+        assert pyconv.get_math_mode() == cuda.math_mode() == "tf32"
+        cuda.tensor_cores = False
+        with pytest.raises(ValueError, match="8.0 or later"):
+            pyconv.set_math_mode("tf32")
+
+    def test_environment(self, fake, monkeypatch):
+        monkeypatch.setenv("PYCONV_MATH_MODE", "tf32")
+        assert pyconv.get_math_mode() == "tf32"
+        with pytest.raises(ValueError, match="PYCONV_MATH_MODE: expected 'fp32' on the device"):
+            pyconv.set_device("cpu")
+        forget()
+        monkeypatch.setenv("PYCONV_MATH_MODE", "fp8")
+        with pytest.raises(ValueError, match="'fp8'"):
+            backend.current()
+
+
+class TestArrays:
+    def test_kernels_take_the_devices_arrays(self, cuda):
+        x, w = reals(2, 5, 5, 3), reals(3, 3, 3, 4)
+        on_device = [fake_cupy.asarray(a) for a in (x, w)]
+        y = kernels.conv2d(*on_device)
+        assert isinstance(y, fake_cupy.ndarray)
+        gradients = kernels.conv2d_backward(y, *on_device)
+        assert cuda.launches == ["conv2d", "conv2d_backward"]
+        host = [a.get() for a in (y, *gradients)]
+        pyconv.set_device("cpu")
+        np.testing.assert_array_equal(host[0], kernels.conv2d(x, w))
+        for mine, theirs in zip(host[1:], kernels.conv2d_backward(host[0], x, w)):
+            np.testing.assert_array_equal(mine, theirs)
+
+    def test_fused_kernels(self, cuda):
+        arguments = reals(2, 7, 6, 4), reals(3, 3, 4, 5), reals(5)
+        options = {"padding": "same", "rate": 0.5}
+        results = []
+        for device, convert, back in (
+            ("cuda", fake_cupy.asarray, fake_cupy.asnumpy),
+            ("cpu", np.asarray, np.asarray),
+        ):
+            pyconv.set_device(device)
+            x, w, b = map(convert, arguments)
+            y, winner = kernels.conv2d_pool(x, w, b, **options, seed=4)
+            gradients = kernels.conv2d_pool_backward(y, winner, x, w, **options)
+            rows = kernels.gather(x, convert(np.array([1, 1, 0])), 0.5)
+            results.append([back(a) for a in (y, winner, *gradients, rows)])
+        for mine, theirs in zip(*results, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+    def test_numbers_on_the_device(self, cuda):
+        x, w, g, m, v = (fake_cupy.asarray(reals(50, seed=i)) for i in range(5))
+        offset = fake_cupy.asarray(np.array(3, np.uint64)).reshape(())
+        rate = fake_cupy.asarray(np.array(0.5, np.float32)).reshape(())
+        y = kernels.dropout(x, 0.5, 7, offset)
+        kernels.adam_step(w, g, m, v, offset, rate)
+        mine = y.get(), w.get()
+        pyconv.set_device("cpu")
+        np.testing.assert_array_equal(mine[0], kernels.dropout(reals(50), 0.5, 7, 3))
+        w, g, m, v = (reals(50, seed=i) for i in range(1, 5))
+        kernels.adam_step(w, g, m, v, 3, 0.5)
+        np.testing.assert_array_equal(mine[1], w)
+
+    def test_numpys_on_cuda(self, cuda):
+        there, here = fake_cupy.asarray(reals(3, 4)), reals(3, 4)
+        advice = (
+            r"It is NumPy's, but the device is 'cuda': copy it with cupy.asarray, or choose "
+            r"pyconv.set_device\('cpu'\)"
+        )
+        with pytest.raises(TypeError, match=f"x: expected a CuPy array. Received: .*{advice}"):
+            kernels.relu(here)
+        # Found by the binding.
+        with pytest.raises(TypeError, match=f"expected an array on the CUDA device.*{advice}"):
+            kernels.relu(there, out=here)
+        with pytest.raises(TypeError, match=r"expected a CuPy array. Received: list.$"):
+            kernels.relu([1.0])
+
+    def test_cupys_on_the_cpu(self, fake):
+        pyconv.set_device("cpu")
+        there, here = fake_cupy.asarray(reals(3, 4)), reals(3, 4)
+        advice = (
+            r"It lies on a GPU, but the device is 'cpu': copy it with cupy.asnumpy, or "
+            r"choose pyconv.set_device\('cuda'\)"
+        )
+        with pytest.raises(TypeError, match=f"x: expected a NumPy array. Received: .*{advice}"):
+            kernels.relu(there)
+        with pytest.raises(TypeError, match=f"expected a NumPy array of float32.*{advice}"):
+            kernels.relu(here, out=there)
+        x = fake_cupy.asarray(reals(3, 8, 8, 2))
+        for call in (small().predict, small().layers[0]):
+            with pytest.raises(TypeError, match=f"Expected a NumPy array of numbers.*{advice}"):
+                call(x)
+
+    def test_other_libraries_arrays(self, cuda):
+        class Tensor:
+            def __init__(self, host):
+                self.wrapped = fake_cupy.asarray(host)
+                self.__cuda_array_interface__ = self.wrapped.__cuda_array_interface__
+
+        x, _ = samples()
+        model = small()
+        np.testing.assert_array_equal(
+            model.predict(Tensor(x)).get(), model.predict(fake_cupy.asarray(x)).get()
+        )
+
+    def test_what_models_do_not_take(self, cuda):
+        model = small()
+        with pytest.raises(
+            TypeError, match=r"NumPy or CuPy array of numbers. Received: generator$"
+        ):
+            model.predict(i for i in range(3))
+        with pytest.raises(TypeError, match=r"float32 or uint8 .*float64. .*\.astype\('float32'\)"):
+            model.predict(fake_cupy.asarray(np.zeros((3, 8, 8, 2))))
+        strided = fake_cupy.asarray(reals(6, 8, 8, 2))[::2]
+        with pytest.raises(ValueError, match=r"C-contiguous .*cupy.ascontiguousarray"):
+            model.predict(strided)
+        with pytest.raises(ValueError, match="expected x of shape"):
+            model.predict(fake_cupy.asarray(reals(3, 8, 8, 1)))
+
+
+def train(device, **options):
+    """A model's history and weights after three epochs of 4, 4 and 2 samples."""
+    pyconv.set_device(device)
+    model = small(**options)
+    x, y = samples()
+    logs = model.fit(x, y, batch_size=4, epochs=3, verbose=0, validation_data=(x, y)).history
+    return model, logs
+
+
+class TestTraining:
+    @pytest.mark.parametrize(
+        "optimizer",
+        [lambda: "rmsprop", lambda: "adam", lambda: optimizers.SGD(0.1, momentum=0.9)],
+        ids=["rmsprop", "adam", "sgd"],
+    )
+    @pytest.mark.parametrize("graph", ["0", "1"])
+    def test_as_on_the_cpu(self, cuda, optimizer, graph, monkeypatch):
+        monkeypatch.setenv("PYCONV_CUDA_GRAPH", graph)
+        on_cpu, expected = train("cpu", optimizer=optimizer())
+        on_cuda, logs = train("cuda", optimizer=optimizer())
+        assert logs == expected
+        assert_same_weights(on_cuda, on_cpu)
+        for mine, theirs in zip(on_cuda.gradients, on_cpu.gradients):
+            np.testing.assert_array_equal(mine, theirs)
+        assert on_cuda.optimizer.iterations == 9
+        # Of the nine steps, the first and the three smaller ones are plain.
+        assert cuda.captures == int(graph)
+        assert cuda.launches.count("graph") == 5 * int(graph)
+        assert cuda.launches.count("conv2d_pool_backward") == (4 if graph == "1" else 9)
+
+    def test_fused_blocks(self, cuda):
+        model, _ = train("cuda")
+        names = [type(block).__name__ for block in model._training_plan.blocks]
+        assert names[:3] == ["ConvBlock", "ConvPoolBlock", "MaxPoolBlock"]
+        for layers, fused in [
+            ([Conv2D(2, 3, activation="relu"), MaxPooling2D(2)], True),
+            ([Conv2D(2, 3, activation="relu"), MaxPooling2D(2), Activation("relu")], True),
+            ([Conv2D(2, 3), MaxPooling2D(2)], False),
+            ([Conv2D(2, 3, activation="relu"), Dropout(0.5), MaxPooling2D(2)], False),
+            ([Conv2D(2, 3, activation="relu"), MaxPooling2D(2, strides=1)], False),
+            ([Conv2D(2, 3, activation="relu"), MaxPooling2D(2, padding="same")], False),
+            ([Conv2D(2, 3, activation="relu"), MaxPooling2D(3)], False),
+            ([Conv2D(2, 3, activation="relu")], False),
+        ]:
+            model = Sequential([Input((8, 8, 2)), *layers])
+            x, _ = samples(3)
+            expected = model.predict(x)
+            found = any(
+                "Pool" in type(b).__name__ and "Conv" in type(b).__name__
+                for b in model._inference_plan.blocks
+            )
+            assert found == fused, layers
+            pyconv.set_device("cpu")
+            np.testing.assert_array_equal(model.predict(x), expected)
+            pyconv.set_device("cuda")
+
+    def test_models_have_a_stream_of_their_own(self, cuda):
+        model, _ = train("cuda")
+        model.predict(samples()[0])
+        assert {stream is backend.current().stream for stream in cuda.streams} == {True}
+        assert fake_cupy.get_current_stream() is fake_cupy.Stream.null
+        # The functional layer stays on the caller's.
+        cuda.streams.clear()
+        mine = fake_cupy.Stream()
+        with mine:
+            kernels.relu(fake_cupy.asarray(reals(3)))
+        assert cuda.streams == [mine]
+
+    def test_data_made_on_another_stream_is_waited_for(self, cuda):
+        x, _ = samples()
+        model = small()
+        expected = model.predict(x)
+        mine = fake_cupy.Stream()
+        with mine:
+            given = fake_cupy.empty(x.shape, np.float32)
+            given.set(x)
+            outputs = model.predict(given)
+            results = outputs.get()
+        np.testing.assert_array_equal(results, expected)
+        with mine:
+            given.set(-x)
+            loss = model.test_on_batch(given, one_hot(10))  # read on the model's stream
+        assert loss == model.test_on_batch(-x, one_hot(10))
+
+    def test_a_learning_rate_acts_on_a_captured_step(self, cuda):
+        class Slower(Callback):
+            def on_train_batch_begin(self, batch, logs=None):
+                self.model.optimizer.learning_rate = 0.01 / (1 + self.model.optimizer.iterations)
+
+        def weights(device):
+            pyconv.set_device(device)
+            model = small("adam")
+            model.fit(*samples(12), batch_size=4, epochs=3, verbose=0, callbacks=Slower())
+            return model
+
+        assert_same_weights(weights("cuda"), weights("cpu"))
+        assert cuda.captures == 1
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda model: setattr(model.optimizer, "rho", 0.5),
+            lambda model: setattr(model.optimizer, "epsilon", 0.1),
+            lambda model: model.optimizer.slots.update(
+                velocity=fake_cupy.asarray(model.optimizer.slots["velocity"].get())
+            ),
+            lambda model: pyconv.set_math_mode("tf32"),
+            lambda model: model.compile("adam", "categorical_crossentropy"),
+            lambda model: model.train_on_batch(*samples(9)),  # buffers for a larger batch
+        ],
+        ids=["rho", "epsilon", "slots", "math_mode", "compile", "capacity"],
+    )
+    def test_what_a_captured_step_has_for_good(self, cuda, change):
+        """After a change a step is captured anew, and does what it should."""
+
+        def weights(graph):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PYCONV_CUDA_GRAPH", graph)
+                model = small(metrics=())
+                for _ in range(4):
+                    model.train_on_batch(*samples(4))
+                change(model)
+                for _ in range(4):
+                    model.train_on_batch(*samples(4))
+                pyconv.set_math_mode("fp32")
+                return model
+
+        captured = weights("1")
+        assert cuda.captures == 2
+        assert_same_weights(captured, weights("0"))
+
+    def test_weights_that_are_set_count_in_a_captured_step(self, cuda):
+        def weights(device):
+            pyconv.set_device(device)
+            model = small("sgd")
+            for step in range(6):
+                if step == 4:
+                    model.set_weights([0.1 * reals(*w.shape) for w in model.get_weights()])
+                model.train_on_batch(*samples(4))
+            return model
+
+        assert_same_weights(weights("cuda"), weights("cpu"))
+        assert cuda.captures == 1
+
+    def test_single_steps_of_other_sizes_are_plain(self, cuda):
+        model = small()
+        for n in (4, 4, 4, 2, 4, 3, 4, 2, 4):
+            model.train_on_batch(*samples(n))
+        assert (cuda.captures, cuda.launches.count("graph")) == (1, 5)
+        model.train_on_batch(*samples(2))
+        model.train_on_batch(*samples(2))
+        assert cuda.captures == 2
+
+    @pytest.mark.parametrize("moment", ["begin", "launch"])
+    def test_a_capture_that_fails(self, cuda, moment, monkeypatch):
+        on_cpu, expected = train("cpu")
+        if moment == "begin":
+            cuda.capture_error = cuda.Error("begin of a graph: cudaErrorNotSupported")
+        else:
+            plain = cuda.dense
+
+            def dense(*arguments):
+                if fake_cupy.get_current_stream().recording is not None:
+                    raise cuda.Error("dense: cudaErrorStreamCaptureUnsupported")
+                plain(*arguments)
+
+            monkeypatch.setattr(cuda, "dense", dense)
+        with pytest.warns(
+            RuntimeWarning, match="not captured as a CUDA graph: .*cudaError"
+        ) as seen:
+            model, logs = train("cuda")
+        assert len(seen) == 1
+        assert logs == expected
+        assert_same_weights(model, on_cpu)
+        assert "graph" not in cuda.launches
+
+    def test_ctrl_c_in_a_capture(self, cuda):
+        cuda.capture_error = KeyboardInterrupt()
+        model = small()
+        history = model.fit(*samples(12), batch_size=4, verbose=0)
+        assert history.interrupted and model.optimizer.iterations == 1
+        cuda.capture_error = None
+        model.fit(*samples(12), batch_size=4, verbose=0)
+        assert cuda.captures == 1
+
+    def test_settings_of_graphs(self, cuda, monkeypatch):
+        monkeypatch.setenv("PYCONV_CUDA_GRAPH", "yes")
+        with pytest.raises(ValueError, match="PYCONV_CUDA_GRAPH: expected 0 or 1. Received: 'yes'"):
+            small().train_on_batch(*samples())
+
+    def test_losses_metrics_and_optimizers_of_ones_own(self, cuda):
+        class Squares(losses.Loss):
+            def losses(self, y_true, y_pred):
+                assert isinstance(y_true, np.ndarray) and isinstance(y_pred, np.ndarray)
+                return ((y_true - y_pred) ** 2).sum(axis=-1)
+
+            def gradient(self, y_true, y_pred):
+                return 2.0 * (y_pred - y_true) / len(y_true)
+
+        class Largest(metrics.Metric):
+            def values(self, y_true, y_pred):
+                assert isinstance(y_true, np.ndarray) and isinstance(y_pred, np.ndarray)
+                return y_pred.max(axis=-1)
+
+        class Twice(optimizers.SGD):
+            def step(self, *arguments):
+                super().step(*arguments)
+                super().step(*arguments)
+
+        for options in (
+            {"loss": Squares()},
+            {"metrics": [Largest("largest")]},
+            {"loss": losses.CategoricalCrossentropy(label_smoothing=0.2)},
+            {"optimizer": Twice()},
+        ):
+            captures = cuda.captures
+            on_cpu, expected = train("cpu", **options)
+            if "optimizer" in options:
+                options = {"optimizer": Twice()}
+            on_cuda, logs = train("cuda", **options)
+            assert logs == expected
+            assert_same_weights(on_cuda, on_cpu)
+            assert (cuda.captures > captures) == bool(
+                {"metrics"} & set(options)
+                or isinstance(options.get("loss"), losses.CategoricalCrossentropy)
+            )
+
+    def test_logits(self, cuda):
+        def results(device):
+            pyconv.set_device(device)
+            set_random_seed(1)
+            model = Sequential([Input((8,)), Dense(3)])
+            model.compile("sgd", losses.CategoricalCrossentropy(from_logits=True), ["accuracy"])
+            x, y = reals(12, 8), one_hot(12)
+            return model.fit(x, y, batch_size=4, epochs=2, verbose=0).history
+
+        assert results("cuda") == results("cpu")
+
+
+class TestDataOnTheDevice:
+    @pytest.mark.parametrize("shuffle", [False, True])
+    @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+    def test_fit(self, cuda, dtype, shuffle):
+        """The samples stay where they are: what crosses over is smaller by far."""
+        x = np.random.default_rng(0).integers(0, 9, (10, 8, 8, 2)).astype(dtype)
+        y = one_hot(10)
+        given, labels = fake_cupy.asarray(x), fake_cupy.asarray(y)
+
+        def fit(device, x, y):
+            pyconv.set_device(device)
+            model = small()
+            data = {"validation_data": (x, y), "verbose": 0}
+            return model, model.fit(x, y, 4, 3, shuffle=shuffle, **data).history
+
+        on_cpu, expected = fit("cpu", x, y)
+        model = small()  # its weights go to the device
+        weights = sum(w.nbytes for w in model.get_weights())
+        fake_cupy.Transfers.to_device = 0
+        on_cuda, logs = fit("cuda", given, labels)
+        assert logs == expected
+        assert_same_weights(on_cuda, on_cpu)
+        # 9 steps of training, 9 of validation: their labels, indices, and the steps' numbers.
+        small_things = 3 * 2 * (10 * 3 * 4 + 10 * 8) + 9 * 24
+        assert fake_cupy.Transfers.to_device <= weights + small_things
+        assert ("gather" in cuda.launches) == (shuffle or dtype == np.uint8)
+
+    def test_validation_split_and_batches(self, cuda):
+        x, y = samples()
+        given = fake_cupy.asarray(x), fake_cupy.asarray(y)
+
+        def results(device, x, y):
+            pyconv.set_device(device)
+            model = small()
+            values = [model.train_on_batch(x, y) for _ in range(3)]
+            values += [model.test_on_batch(x, y), model.evaluate(x, y, 4, verbose=0)]
+            history = model.fit(x, y, 4, verbose=0, validation_split=0.25).history
+            return [*values, history]
+
+        assert results("cuda", *given) == results("cpu", x, y)
+
+    def test_predict(self, cuda):
+        x, _ = samples()
+        model = small()
+        expected = model.predict(x, batch_size=4)
+        assert isinstance(expected, np.ndarray)
+        given = fake_cupy.asarray(x)
+        for outputs in (
+            model.predict(given, batch_size=4),
+            model.predict(given),
+            model.predict_on_batch(given),
+            model(given),
+        ):
+            assert isinstance(outputs, fake_cupy.ndarray)
+            np.testing.assert_array_equal(outputs.get(), expected)
+        for outputs in (model.predict_on_batch(x), model(x)):
+            assert isinstance(outputs, np.ndarray)
+            np.testing.assert_array_equal(outputs, expected)
+        integers = np.random.default_rng(0).integers(0, 9, x.shape, np.uint8)
+        np.testing.assert_array_equal(
+            model.predict(fake_cupy.asarray(integers), 4).get(), model.predict(integers, 4)
+        )
+        np.testing.assert_array_equal(given.get(), x)
+
+    def test_results_are_new_arrays(self, cuda):
+        model = small()
+        given = fake_cupy.asarray(samples()[0])
+        first = model.predict_on_batch(given)
+        kept = first.get()
+        model.predict_on_batch(fake_cupy.asarray(-samples()[0]))
+        np.testing.assert_array_equal(first.get(), kept)
+        identity = Sequential([Input((3,)), Dropout(0.5)])
+        x = fake_cupy.asarray(reals(2, 3))
+        assert not np.shares_memory(identity(x)._host, x._host)
+
+    def test_layers_one_by_one(self, cuda):
+        x, _ = samples(3)
+        model = small()
+        y, z = x, fake_cupy.asarray(x)
+        for layer in model.layers:
+            y, z = layer(y, training=True, step=5), layer(z, training=True, step=5)
+        assert isinstance(y, np.ndarray)
+        np.testing.assert_array_equal(z.get(), y)
+        pyconv.set_device("cpu")
+        expected = x
+        for layer in model.layers:
+            expected = layer(expected, training=True, step=5)
+        np.testing.assert_array_equal(y, expected)
+
+
+class TestSwitch:
+    @pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+    def test_training_goes_on(self, cuda, optimizer):
+        """The weights move, and so does what the optimizer remembers."""
+
+        def weights(devices):
+            pyconv.set_device(devices[0])
+            model = small(optimizer)
+            for device in devices:
+                pyconv.set_device(device)
+                for _ in range(3):
+                    model.train_on_batch(*samples(4))
+            return model
+
+        expected = weights(["cpu"] * 4)
+        assert_same_weights(weights(["cpu", "cuda", "cpu", "cuda"]), expected)
+        assert_same_weights(weights(["cuda", "cpu", "cuda", "cuda"]), expected)
+
+    def test_prediction(self, cuda):
+        x, _ = samples()
+        model = small()
+        expected = model.predict(x)
+        for device in ("cpu", "cuda", "cpu"):
+            pyconv.set_device(device)
+            np.testing.assert_array_equal(model.predict(x), expected)
+            np.testing.assert_array_equal(model.layers[0](x), model.layers[0](x))
+
+    def test_weights(self, cuda, tmp_path):
+        pytest.importorskip("safetensors")
+        model, _ = train("cuda")
+        weights = model.get_weights()
+        assert all(isinstance(w, np.ndarray) and w.flags.writeable for w in weights)
+        value = model.layers[0].parameters[0].value
+        np.testing.assert_array_equal(value, weights[0])
+        with pytest.raises(ValueError, match="read-only"):
+            value[...] = 0  # would be lost
+        np.testing.assert_array_equal(np.asarray(model.layers[0].parameters[0]), weights[0])
+
+        pyconv.saving.save_model(model, tmp_path / "m")
+        loaded = pyconv.saving.load_model(tmp_path / "m")
+        x, _ = samples()
+        np.testing.assert_array_equal(loaded.predict(x), model.predict(x))
+        pyconv.set_device("cpu")
+        assert_same_weights(loaded, model)
+        assert_same_weights(pyconv.saving.load_model(tmp_path / "m"), model)
+
+        pyconv.set_device("cuda")
+        new = [reals(*w.shape) for w in weights]
+        model.set_weights(new)
+        model.layers[0].set_weights([new[0] + 1])
+        np.testing.assert_array_equal(model.get_weights()[0], new[0] + 1)
+        np.testing.assert_array_equal(model.get_weights()[1], new[1])
+
+    def test_layers_shared_by_two_models(self, cuda):
+        """Training either, in turns and on either device, trains the shared layers."""
+        whole = small(metrics=())
+        other = Sequential([*whole.layers[:-1], Dense(3, activation="softmax", name="other")])
+        other.compile("sgd", "categorical_crossentropy")
+        x, y = samples()
+        for device, trained, watching in (
+            ("cuda", whole, other),
+            ("cuda", other, whole),
+            ("cpu", whole, other),
+            ("cuda", whole, other),
+        ):
+            pyconv.set_device(device)
+            before = watching.predict(x, verbose=0)
+            for _ in range(3):
+                trained.train_on_batch(x, y)
+            np.testing.assert_array_equal(trained.get_weights()[0], watching.get_weights()[0])
+            assert (watching.predict(x, verbose=0) != before).any()
+
+
+class TestCommands:
+    @pytest.fixture(autouse=True)
+    def elsewhere(self, tmp_path, monkeypatch, fresh):
+        pytest.importorskip("safetensors")
+        from pyconv import cli
+
+        rng = np.random.default_rng(0)
+        split = rng.integers(0, 256, (30, 32, 32, 3), np.uint8), rng.integers(0, 10, 30, np.uint8)
+        monkeypatch.setitem(cli.LOADERS, "shapes", lambda: (split, split))
+        monkeypatch.chdir(tmp_path)
+
+    @staticmethod
+    def run(*arguments, status=0):
+        from click import testing
+
+        from pyconv.cli import main
+
+        result = testing.CliRunner().invoke(main, list(arguments))
+        assert result.exit_code == status, result.output
+        return result.output
+
+    QUICK = ("--data", "shapes", "--batch-size", "10")
+
+    def test_device(self, fake):
+        results = []
+        for device in ("cpu", "cuda"):
+            self.run("train", *self.QUICK, "--epochs", "2", "--device", device, "--output", device)
+            assert pyconv.get_device() == device
+            results.append(Path(device, "history.csv").read_text())
+            evaluated = self.run(
+                "evaluate", "cpu/model.safetensors", *self.QUICK, "--device", device
+            )
+            results.append(evaluated)
+        assert results[:2] == results[2:]
+        assert "graph" in fake.launches
+
+    def test_a_device_that_cannot_be_had(self, no_cuda):
+        output = self.run("train", *self.QUICK, "--device", "cuda", status=1)
+        assert output.startswith("Error: The device 'cuda' cannot be used: the CUDA kernels are")
+        output = self.run("train", *self.QUICK, "--device", "gpu", status=2)
+        assert "cuda-emulated" in output
+
+    def test_info(self, fake):
+        output = self.run("info")
+        assert "cuda (known: cpu, cuda, cuda-emulated)" in output
+        assert "built with CUDA 13.0 for sm_75, sm_80, sm_120; driver for CUDA 13.1" in output
+        assert "NVIDIA Fake, compute capability 8.0, 108 multiprocessors, 40.0 GiB" in output
+        name, threads, registers, shared, local, occupancy = output.splitlines()[-1].split()
+        assert (name, threads, registers, shared) == ("relu", "256", "18", "1024")
+        assert (local, occupancy) == ("0", "75%")
+
+    def test_info_without_a_driver(self, fake):
+        fake.reason = "no NVIDIA driver was found"
+        output = self.run("info")
+        assert "sm_75, sm_80, sm_120; no NVIDIA driver was found" in output
+        assert "device:" in output and "cpu" in output and "registers" not in output
+
+    def test_info_without_cuda(self, no_cuda):
+        assert "the CUDA kernels are not in this build" in self.run("info")
+
+    def test_info_of_a_device_that_cannot_be_had(self, no_cuda):
+        no_cuda.setenv("PYCONV_DEVICE", "cuda")
+        assert "the CUDA kernels are not in this build" in self.run("info")
+
+
+@pytest.mark.skipif(not has_emulated_cuda(), reason="built without PYCONV_CUDA_EMULATION")
+@pytest.mark.parametrize("architecture", ["75", "80"])
+def test_a_captured_step_of_the_real_kernels(fresh, architecture):
+    """Executed on the CPU: replayed, the kernels give the bits that they give when launched."""
+
+    def run(graph):
+        # Between its launches a graph's arrays are not registered with the emulator.
+        settings = {"PTXCPU_STRICT": "0", "PYCONV_CUDA_GRAPH": graph}
+        with emulated_cuda(architecture, **settings), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model, logs = train("cuda-emulated", optimizer="adam")
+            assert (model._graph._graph is not None) == (graph == "1")
+            return logs, model.get_weights()
+
+    (plain, expected), (replayed, weights) = run("0"), run("1")
+    assert replayed == plain
+    for mine, theirs in zip(weights, expected):
+        np.testing.assert_array_equal(mine, theirs)
+    _, on_cpu = train("cpu", optimizer="adam")
+    np.testing.assert_allclose(replayed["loss"], on_cpu["loss"], rtol=1e-3)
+
+
+@pytest.fixture
+def gpu(fresh):
+    if reason := backend.cuda_unavailable_reason():
+        pytest.skip(reason)
+    pyconv.set_device("cuda")
+    return backend.current()
+
+
+@pytest.mark.gpu
+class TestOnAGpu:
+    @pytest.mark.parametrize("on_device", [False, True])
+    @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+    def test_training_agrees_with_the_cpu(self, gpu, dtype, on_device):
+        x = np.random.default_rng(0).integers(0, 9, (40, 8, 8, 2)).astype(dtype)
+        y = one_hot(40)
+
+        def fit(x, y):
+            model = small("sgd")
+            data = {"validation_data": (x, y), "verbose": 0}
+            return model, model.fit(x, y, 16, 4, **data).history
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            given = (gpu.xp.asarray(x), gpu.xp.asarray(y)) if on_device else (x, y)
+            model, logs = fit(*given)
+        assert model._graph._graph is not None, "captured"
+        pyconv.set_device("cpu")
+        _, expected = fit(x, y)
+        for name in ("loss", "val_loss"):
+            np.testing.assert_allclose(logs[name], expected[name], rtol=1e-3)
+
+    def test_graph_and_plain_steps_give_the_same_bits(self, gpu, monkeypatch):
+        models = []
+        for graph in ("0", "1"):
+            monkeypatch.setenv("PYCONV_CUDA_GRAPH", graph)
+            models.append(train("cuda", optimizer="adam")[0])
+        assert_same_weights(*models)
+
+    def test_switching(self, gpu):
+        x, _ = samples()
+        model, _ = train("cuda")
+        expected = model.predict(x)
+        given = gpu.xp.asarray(x)
+        np.testing.assert_array_equal(model.predict(given).get(), expected)
+        pyconv.set_device("cpu")
+        np.testing.assert_allclose(model.predict(x), expected, atol=1e-5)
+
+    def test_no_kernel_is_compiled_at_run_time(self, gpu, tmp_path):
+        """CuPy caches what it compiles: the cache stays empty."""
+        code = (
+            "import numpy as np, test_devices\n"
+            "model, _ = test_devices.train('cuda')\n"
+            "x = test_devices.backend.current().to_device(test_devices.samples()[0])\n"
+            "model.predict(x); model.fit(x, test_devices.samples()[1], verbose=0)"
+        )
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            cwd=Path(__file__).parent,
+            env={**os.environ, "CUPY_CACHE_DIR": str(tmp_path)},
+        )
+        assert not list(tmp_path.rglob("*.cubin"))
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pyconv import initializers, random
+from pyconv import backend, initializers, random
 
 Shape = tuple[int | None, ...]
 
@@ -41,21 +41,38 @@ class Parameter:
 
     Attributes:
         name: "kernel" or "bias".
-        value: float32 array, C-contiguous. A model that trains the layer lets it be a view of the
-            one array in which it keeps all parameters, so fetch it anew rather than keep it.
+        array: the float32 array, C-contiguous, where the kernels that used it last take it from. A
+            model that trains the layer lets it be a view of the one array in which it keeps all
+            parameters, so fetch it anew rather than keep it.
     """
 
     def __init__(self, name: str, value: np.ndarray) -> None:
         self.name = name
-        self.value = value
+        self.array: Any = value
+
+    @property
+    def value(self) -> np.ndarray:
+        """The array itself where it is NumPy's, else a copy that is read-only; see `assign`."""
+        value = backend.to_host(self.array)
+        if value is not self.array:
+            value.flags.writeable = False
+        return value
+
+    @value.setter
+    def value(self, value: np.ndarray) -> None:
+        self.array = value
+
+    def assign(self, value: np.ndarray) -> None:
+        """Overwrites the array, wherever it is, with one of the same shape."""
+        backend.copy(np.ascontiguousarray(value, np.float32), self.array)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.value.shape
+        return tuple(self.array.shape)
 
     @property
     def size(self) -> int:
-        return self.value.size
+        return math.prod(self.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.value, dtype) if copy or dtype else self.value
@@ -326,7 +343,7 @@ def assign(
                 f"Received: an array of shape {array.shape}"
             )
     for (_, parameter), array in zip(parameters, arrays):
-        parameter.value[...] = array
+        parameter.assign(array)
 
 
 def pair(value: int | Sequence[int], argument: str, owner: str) -> tuple[int, int]:
