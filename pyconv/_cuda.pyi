@@ -10,15 +10,29 @@ arrays are NumPy's.
 
 from typing import Any
 
-from numpy import float32, int64, uint8, uint64
-from numpy.typing import NDArray
-
-# Of the shapes and dtypes that NumPy's would have.
-_Array = NDArray[float32]
-_Rate = float | NDArray[float32]  # an array has the shape ()
-_Counter = int | NDArray[uint64]  # likewise
-_Pair = tuple[int, int]
-_Sides = tuple[int, int, int, int]  # top, bottom, left, right
+# The kernels, with the CPU's signatures; arrays have the shapes and dtypes that NumPy's would have.
+from pyconv._cpu import adam_step as adam_step
+from pyconv._cpu import conv2d as conv2d
+from pyconv._cpu import conv2d_backward as conv2d_backward
+from pyconv._cpu import conv2d_backward_data as conv2d_backward_data
+from pyconv._cpu import conv2d_backward_weights as conv2d_backward_weights
+from pyconv._cpu import conv2d_pool as conv2d_pool
+from pyconv._cpu import conv2d_pool_backward as conv2d_pool_backward
+from pyconv._cpu import dense as dense
+from pyconv._cpu import dense_backward as dense_backward
+from pyconv._cpu import dense_backward_data as dense_backward_data
+from pyconv._cpu import dense_backward_weights as dense_backward_weights
+from pyconv._cpu import dropout as dropout
+from pyconv._cpu import gather as gather
+from pyconv._cpu import max_pool2d as max_pool2d
+from pyconv._cpu import max_pool2d_backward as max_pool2d_backward
+from pyconv._cpu import relu as relu
+from pyconv._cpu import relu_backward as relu_backward
+from pyconv._cpu import rmsprop_step as rmsprop_step
+from pyconv._cpu import sgd_step as sgd_step
+from pyconv._cpu import softmax as softmax
+from pyconv._cpu import softmax_backward as softmax_backward
+from pyconv._cpu import softmax_cross_entropy as softmax_cross_entropy
 
 __version__: str
 
@@ -43,149 +57,3 @@ def kernels() -> list[dict[str, Any]]: ...  # name, threads, registers, ..., occ
 def math_mode() -> str: ...
 def set_math_mode(mode: str) -> None: ...
 def synchronize() -> None: ...
-def conv2d(
-    x: _Array,
-    w: _Array,
-    b: _Array | None,
-    out: _Array,
-    strides: _Pair,
-    padding: _Sides,
-    dilation_rate: _Pair,
-    groups: int,
-    relu: bool,
-) -> None: ...
-def conv2d_backward_data(
-    dy: _Array,
-    w: _Array,
-    y: _Array | None,
-    dx: _Array,
-    strides: _Pair,
-    padding: _Sides,
-    dilation_rate: _Pair,
-    groups: int,
-    relu: bool,
-) -> None: ...
-def conv2d_backward_weights(
-    dy: _Array,
-    x: _Array,
-    y: _Array | None,
-    dw: _Array,
-    db: _Array | None,
-    strides: _Pair,
-    padding: _Sides,
-    dilation_rate: _Pair,
-    groups: int,
-    relu: bool,
-) -> None: ...
-def conv2d_backward(
-    dy: _Array,
-    x: _Array,
-    w: _Array,
-    y: _Array | None,
-    dx: _Array,
-    dw: _Array,
-    db: _Array,
-    strides: _Pair,
-    padding: _Sides,
-    dilation_rate: _Pair,
-    groups: int,
-    relu: bool,
-) -> None: ...
-def dense(x: _Array, w: _Array, b: _Array | None, out: _Array, relu: bool) -> None: ...
-def dense_backward_data(
-    dy: _Array, w: _Array, y: _Array | None, dx: _Array, relu: bool
-) -> None: ...
-def dense_backward_weights(
-    dy: _Array, x: _Array, y: _Array | None, dw: _Array, db: _Array | None, relu: bool
-) -> None: ...
-def dense_backward(
-    dy: _Array,
-    x: _Array,
-    w: _Array,
-    y: _Array | None,
-    dx: _Array,
-    dw: _Array,
-    db: _Array,
-    relu: bool,
-) -> None: ...
-def max_pool2d(
-    x: _Array,
-    out: _Array,
-    argmax: NDArray[Any],
-    pool_size: _Pair,
-    strides: _Pair,
-    padding: _Sides,
-) -> None: ...
-def max_pool2d_backward(
-    dy: _Array,
-    argmax: NDArray[Any],
-    dx: _Array,
-    pool_size: _Pair,
-    strides: _Pair,
-    padding: _Sides,
-) -> None: ...
-def relu(x: _Array, out: _Array) -> None: ...
-def relu_backward(dy: _Array, y: _Array, out: _Array) -> None: ...
-def softmax(x: _Array, out: _Array) -> None: ...
-def softmax_backward(dy: _Array, y: _Array, out: _Array) -> None: ...
-def softmax_cross_entropy(
-    logits: _Array, labels: _Array, loss: _Array, probabilities: _Array, dlogits: _Array
-) -> None: ...
-def dropout(x: _Array, out: _Array, rate: float, seed: int, offset: _Counter) -> None: ...
-def sgd_step(
-    w: _Array,
-    dw: _Array,
-    velocity: _Array | None,
-    learning_rate: _Rate,
-    momentum: float,
-    nesterov: bool,
-) -> None: ...
-def rmsprop_step(
-    w: _Array, dw: _Array, velocity: _Array, learning_rate: _Rate, rho: float, epsilon: float
-) -> None: ...
-def adam_step(
-    w: _Array,
-    dw: _Array,
-    m: _Array,
-    v: _Array,
-    step: _Counter,
-    learning_rate: _Rate,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-) -> None: ...
-def conv2d_pool(
-    x: _Array,
-    w: _Array,
-    b: _Array | None,
-    out: _Array,
-    winner: NDArray[uint8],
-    strides: _Pair,
-    padding: _Sides,
-    dilation_rate: _Pair,
-    groups: int,
-    rate: float,
-    seed: int,
-    offset: _Counter,
-) -> None: ...
-def conv2d_pool_backward(
-    dy: _Array,
-    winner: NDArray[uint8],
-    x: _Array,
-    w: _Array,
-    dx: _Array | None,
-    dw: _Array,
-    db: _Array,
-    strides: _Pair,
-    padding: _Sides,
-    dilation_rate: _Pair,
-    groups: int,
-    rate: float,
-) -> None: ...
-def gather(
-    source: _Array | NDArray[uint8],
-    indices: NDArray[int64],
-    out: _Array,
-    scale: float,
-    bytes: bool,
-) -> None: ...

@@ -152,7 +152,7 @@ def _shape(array: Any, name: str, rank: int) -> tuple[int, ...]:
 
 def _empty(shape: Any, dtype: Any = np.float32) -> NDArray[Any]:
     # Impossible sizes are the binding's to report: it says what is wrong with them.
-    empty: NDArray[Any] = backend.current().xp.empty([max(int(size), 0) for size in shape], dtype)
+    empty: NDArray[Any] = backend.current().empty([max(int(size), 0) for size in shape], dtype)
     return empty
 
 

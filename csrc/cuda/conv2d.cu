@@ -34,27 +34,19 @@ bool fits_32_bits(const Conv2dShape& s) {
          s.kh * s.kw * s.c * s.oc < below_2_31;
 }
 
+int narrow(int64_t value) { return static_cast<int>(value); }
+
 Plain plain(const Conv2dShape& s, const float* dy) {
-  return {dy, static_cast<int>(s.oh), static_cast<int>(s.ow), static_cast<int>(s.oc)};
+  return {dy, narrow(s.oh), narrow(s.ow), narrow(s.oc)};
 }
 
 Pooled pooled(const ConvPoolShape& s, float scale, const float* dy, const uint8_t* winner) {
-  return {{dy, static_cast<int>(s.ph), static_cast<int>(s.pw), static_cast<int>(s.conv.oc)},
-          winner,
-          scale};
+  return {{dy, narrow(s.ph), narrow(s.pw), narrow(s.conv.oc)}, winner, scale};
 }
 
 // The fast kernels read and write 16 bytes at a time (4 of a winner). Arrays that do not start at
 // such an address are rare, views into others, and go through a copy that does, so that the sums
 // are the same wherever an array lies.
-template <class T>
-constexpr size_t needed_alignment = 4 * sizeof(T);
-
-template <class T>
-bool is_aligned(const T* data) {
-  return reinterpret_cast<uintptr_t>(data) % needed_alignment<T> == 0;
-}
-
 template <class T>
 void copy(T* to, const T* from, int64_t count) {
   check(cudaMemcpyAsync(to, from, sizeof(T) * count, cudaMemcpyDeviceToDevice, stream()),
@@ -65,8 +57,8 @@ template <class T>
 class AlignedInput {
  public:
   AlignedInput(const T* data, int64_t count)
-      : copy_(is_aligned(data) ? 0 : sizeof(T) * count), data_(data) {
-    if (is_aligned(data)) return;
+      : copy_(aligned_to_four(data) ? 0 : sizeof(T) * count), data_(data) {
+    if (aligned_to_four(data)) return;
     copy(copy_.template at<T>(), data, count);
     data_ = copy_.template at<T>();
   }
@@ -81,11 +73,11 @@ template <class T>
 class AlignedOutput {
  public:
   AlignedOutput(T* data, int64_t count)
-      : copy_(is_aligned(data) ? 0 : sizeof(T) * count), data_(data), count_(count) {}
-  operator T*() const { return is_aligned(data_) ? data_ : copy_.template at<T>(); }
+      : copy_(aligned_to_four(data) ? 0 : sizeof(T) * count), data_(data), count_(count) {}
+  operator T*() const { return aligned_to_four(data_) ? data_ : copy_.template at<T>(); }
   // After the kernel.
   void commit() const {
-    if (!is_aligned(data_)) copy(data_, copy_.template at<T>(), count_);
+    if (!aligned_to_four(data_)) copy(data_, copy_.template at<T>(), count_);
   }
 
  private:
@@ -161,7 +153,6 @@ bool supports_tf32(const Conv2dShape& s) {
 }
 
 Taps forward_taps(const Conv2dShape& s) {
-  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
   return {narrow(s.h),          narrow(s.w),         narrow(s.c),       narrow(s.oh),
           narrow(s.ow),         narrow(s.oc),        narrow(s.kh),      narrow(s.kw),
           narrow(s.stride_h),   narrow(s.stride_w),  narrow(s.pad_top), narrow(s.pad_left),
@@ -169,21 +160,12 @@ Taps forward_taps(const Conv2dShape& s) {
 }
 
 Taps backward_data_taps(const Conv2dShape& s) {
-  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
-  return {narrow(s.oh),
-          narrow(s.ow),
-          narrow(s.oc),
-          narrow(s.h),
-          narrow(s.w),
-          narrow(s.c),
-          narrow(s.kh),
-          narrow(s.kw),
-          1,
-          1,
-          narrow((s.kh - 1) * s.dilation_h - s.pad_top),
-          narrow((s.kw - 1) * s.dilation_w - s.pad_left),
-          narrow(s.dilation_h),
-          narrow(s.dilation_w)};
+  Taps t = forward_taps(s);
+  t.h = narrow(s.oh), t.w = narrow(s.ow), t.c = narrow(s.oc);
+  t.oh = narrow(s.h), t.ow = narrow(s.w), t.oc = narrow(s.c);
+  t.pad_top = narrow((s.kh - 1) * s.dilation_h - s.pad_top);
+  t.pad_left = narrow((s.kw - 1) * s.dilation_w - s.pad_left);
+  return t;
 }
 
 void conv2d(const Conv2dShape& s, Activation activation, const float* x_, const float* w_,
@@ -236,8 +218,7 @@ void conv2d_pool(const ConvPoolShape& s, const Dropout& dropout, const float* x_
   const AlignedInput x(x_, x_size(s.conv)), w(w_, w_size(s.conv));
   const AlignedOutput y(y_, y_size(s));
   const AlignedOutput winner(winner_, y_size(s));
-  forward(s.conv, x, w,
-          PooledOutput{b, y, winner, static_cast<int>(s.ph), static_cast<int>(s.pw), dropout});
+  forward(s.conv, x, w, PooledOutput{b, y, winner, narrow(s.ph), narrow(s.pw), dropout});
   y.commit();
   winner.commit();
 }

@@ -19,7 +19,6 @@ namespace pyconv::cuda {
 struct Divisor {
   unsigned divisor, multiplier, shift;
 
-  Divisor() = default;
   __host__ explicit Divisor(int64_t value) : divisor(static_cast<unsigned>(value)), shift(0) {
     while ((uint64_t{1} << shift) < divisor) ++shift;
     const uint64_t two = uint64_t{1} << 32;
@@ -50,7 +49,6 @@ struct Positions {
   unsigned count;
   Divisor image, row;
 
-  Positions() = default;
   __host__ Positions(int64_t n, int64_t rows, int64_t columns)
       : count(static_cast<unsigned>(n * rows * columns)), image(rows * columns), row(columns) {}
   __device__ __forceinline__ void locate(unsigned index, int& n, int& i, int& j) const {
@@ -198,14 +196,17 @@ struct PooledOutput {
   Dropout dropout;
 };
 
-// Whether a later value takes the maximum: the first one wins ties, NaN wins over numbers.
-__device__ __forceinline__ bool better(float value, float best) {
-  return !(value <= best) && best == best;
-}
-
-// Dropout of a window's maximum, element `index` of the output, whose random word this is.
-__device__ __forceinline__ void finish_pooled(const Dropout& dropout, unsigned word, float best,
-                                              int where, float& y, uint8_t& winner) {
+// An element of that output: of the four sums of its window, row by row, biases included, and of
+// the element's random word. The first maximum wins ties, NaN wins over numbers.
+__device__ __forceinline__ void finish_window(const Dropout& dropout, unsigned word,
+                                              const float (&window)[4], float& y, uint8_t& winner) {
+  float best = relu_of(window[0]);
+  int where = 0;
+#pragma unroll
+  for (int q = 1; q < 4; ++q) {
+    const float value = relu_of(window[q]);
+    if (!(value <= best) && best == best) best = value, where = q;
+  }
   const bool dropped = word < dropout.threshold;
   y = dropped ? 0.0f : best * dropout.scale;
   winner = static_cast<uint8_t>(dropped || !(best > 0.0f) ? pool_dead : where);
@@ -223,6 +224,7 @@ bool supports_first(const Conv2dShape& shape);
 bool supports_tf32(const Conv2dShape& shape);
 
 Taps forward_taps(const Conv2dShape& shape);
+inline Plain plain_source(const Taps& t, const float* data) { return {data, t.h, t.w, t.c}; }
 // The data gradient with strides of 1: dy is the source, the kernel is flipped.
 Taps backward_data_taps(const Conv2dShape& shape);
 

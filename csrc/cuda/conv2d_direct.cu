@@ -44,19 +44,15 @@ __global__ void __launch_bounds__(threads, 3)
   for_each_index(s.n * out.ph * out.pw * s.oc, [&](int64_t i) {
     const int64_t f = i % s.oc, ow = i / s.oc % out.pw, oh = i / s.oc / out.pw % out.ph;
     const int64_t n = i / s.oc / out.pw / out.ph;
-    float best = 0.0f;
-    int winner = 0;
-    for (int q = 0; q < 4; ++q) {
-      const float value =
-          relu_of(sum_of_taps(s, x, w, out.bias, n, 2 * oh + q / 2, 2 * ow + q % 2, f));
-      if (q == 0 || better(value, best)) best = value, winner = q;
-    }
+    float window[4];
+    for (int q = 0; q < 4; ++q)
+      window[q] = sum_of_taps(s, x, w, out.bias, n, 2 * oh + q / 2, 2 * ow + q % 2, f);
     unsigned word = ~0u;
     if (out.dropout.threshold > 0) {
       const uint4 words = philox4x32_10(static_cast<uint64_t>(i) / 4, offset, out.dropout.seed);
       word = i % 4 == 0 ? words.x : i % 4 == 1 ? words.y : i % 4 == 2 ? words.z : words.w;
     }
-    finish_pooled(out.dropout, word, best, winner, out.y[i], out.winner[i]);
+    finish_window(out.dropout, word, window, out.y[i], out.winner[i]);
   });
 }
 

@@ -191,14 +191,10 @@ struct Pool {
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           const float bias = out.bias != nullptr ? out.bias[f + k] : 0.0f;
-          float best = relu_of(sums[half * 4][part * 4 + k] + bias);
-          int where = 0;
-#pragma unroll
-          for (int q = 1; q < 4; ++q) {
-            const float value = relu_of(sums[half * 4 + q][part * 4 + k] + bias);
-            if (better(value, best)) best = value, where = q;
-          }
-          finish_pooled(out.dropout, words[k], best, where, y[k], winner[k]);
+          const float window[4] = {
+              sums[half * 4][part * 4 + k] + bias, sums[half * 4 + 1][part * 4 + k] + bias,
+              sums[half * 4 + 2][part * 4 + k] + bias, sums[half * 4 + 3][part * 4 + k] + bias};
+          finish_window(out.dropout, words[k], window, y[k], winner[k]);
         }
         *reinterpret_cast<float4*>(out.y + at) = make_float4(y[0], y[1], y[2], y[3]);
         *reinterpret_cast<uchar4*>(out.winner + at) =
@@ -384,8 +380,6 @@ void run(const Taps& t, const Source& source, const float* w, const Finish& fini
     gemm<32, Source, Finish>(dim3(blocks), t, source, w, finish);
   }
 }
-
-Plain plain_source(const Taps& t, const float* data) { return {data, t.h, t.w, t.c}; }
 
 }  // namespace
 

@@ -121,14 +121,9 @@ struct Pool {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const float bias = out.bias != nullptr ? out.bias[f + e] : 0.0f;
-      float best = relu_of(sums[0][e] + bias);
-      int where = 0;
-#pragma unroll
-      for (int q = 1; q < 4; ++q) {
-        const float value = relu_of(sums[q][e] + bias);
-        if (better(value, best)) best = value, where = q;
-      }
-      finish_pooled(out.dropout, words[e], best, where, y[e], winner[e]);
+      const float window[4] = {sums[0][e] + bias, sums[1][e] + bias, sums[2][e] + bias,
+                               sums[3][e] + bias};
+      finish_window(out.dropout, words[e], window, y[e], winner[e]);
     }
     *reinterpret_cast<float2*>(out.y + at) = make_float2(y[0], y[1]);
     *reinterpret_cast<uchar2*>(out.winner + at) = make_uchar2(winner[0], winner[1]);
@@ -282,8 +277,6 @@ void run(const Taps& t, int64_t n, int64_t rows, int64_t columns, bool flipped,
     tf32<32, Source, Finish>(dim3(blocks), t, tiles, source, packed.at<float>(), finish);
   }
 }
-
-Plain plain_source(const Taps& t, const float* data) { return {data, t.h, t.w, t.c}; }
 
 }  // namespace
 

@@ -42,8 +42,7 @@ const KernelOf dropout_launch{"dropout", dropout_kernel, threads};
 
 void dropout(int64_t size, const Dropout& d, const float* x, float* y) {
   if (size == 0) return;
-  const bool aligned =
-      (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y)) % sizeof(float4) == 0;
+  const bool aligned = aligned_to_four(x) && aligned_to_four(y);
   dropout_launch(grid_for(ceil_div<int64_t>(size, 4), threads), size, d, aligned, x, y);
 }
 

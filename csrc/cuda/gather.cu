@@ -13,12 +13,6 @@ namespace {
 
 constexpr int threads = 256;
 
-// Values that are read or written as one.
-template <class T, int lanes>
-struct alignas(sizeof(T) * lanes) Pack {
-  T lane[lanes];
-};
-
 // `row` counts packs.
 template <class T, int lanes>
 __global__ void __launch_bounds__(threads)
@@ -53,8 +47,7 @@ template <class T>
 void gather(int64_t n, int64_t row, int64_t source_rows, const T* source, const int64_t* indices,
             float scale, float* out) {
   if (n == 0 || row == 0) return;
-  const bool packs = row % 4 == 0 && reinterpret_cast<uintptr_t>(source) % (4 * sizeof(T)) == 0 &&
-                     reinterpret_cast<uintptr_t>(out) % sizeof(float4) == 0;
+  const bool packs = row % 4 == 0 && aligned_to_four(source) && aligned_to_four(out);
   const auto launcher = packs ? launch<4, T> : launch<1, T>;
   launcher(n, row, source_rows, source, indices, scale, out);
 }

@@ -59,6 +59,18 @@ __device__ __forceinline__ void for_each_index(int64_t size, const Body& body) {
     body(i);
 }
 
+// Values that are read or written as one.
+template <class T, int lanes>
+struct alignas(sizeof(T) * lanes) Pack {
+  T lane[lanes];
+};
+
+// Whether four values from here on can be read or written as one.
+template <class T>
+__host__ __device__ bool aligned_to_four(const T* data) {
+  return reinterpret_cast<uintptr_t>(data) % (4 * sizeof(T)) == 0;
+}
+
 template <class T>
 __device__ __forceinline__ T get(const Scalar<T>& scalar) {
   return scalar.pointer != nullptr ? *scalar.pointer : scalar.value;

@@ -17,12 +17,6 @@ namespace {
 
 constexpr int threads = 256;
 
-// Channels that are read or written as one.
-template <class T, int lanes>
-struct alignas(sizeof(T) * lanes) Pack {
-  T lane[lanes];
-};
-
 // Where element `index` of an array [n, rows, columns, packs] is.
 struct Place {
   int64_t n, row, column, pack;
@@ -150,9 +144,7 @@ bool small_windows(const Pool2dShape& s) {
 // Whether channels can be accessed by four.
 template <class Index>
 bool fours(const Pool2dShape& s, const float* a, const float* b, const Index* argmax) {
-  return s.c % 4 == 0 && reinterpret_cast<uintptr_t>(a) % sizeof(float4) == 0 &&
-         reinterpret_cast<uintptr_t>(b) % sizeof(float4) == 0 &&
-         reinterpret_cast<uintptr_t>(argmax) % (4 * sizeof(Index)) == 0;
+  return s.c % 4 == 0 && aligned_to_four(a) && aligned_to_four(b) && aligned_to_four(argmax);
 }
 
 template <int lanes, class T>

@@ -14,9 +14,7 @@ constexpr int threads = 256;
 
 // How many whole groups of 4 values can be accessed as one.
 __device__ int64_t groups_of_4(int64_t size, const float* a, const float* b, const float* c) {
-  const uintptr_t addresses = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) |
-                              reinterpret_cast<uintptr_t>(c);
-  return addresses % sizeof(float4) == 0 ? size / 4 : 0;
+  return aligned_to_four(a) && aligned_to_four(b) && aligned_to_four(c) ? size / 4 : 0;
 }
 
 __global__ void __launch_bounds__(threads) relu_kernel(int64_t size, const float* x, float* y) {
