@@ -114,14 +114,16 @@ struct Operations {
                     Scalar<float> learning_rate, Scalar<uint64_t> step, double beta_1,
                     double beta_2, float epsilon);
 
-  // Fused operations and data movement of the CUDA backend; null on the CPU, which composes them.
-  // winner is [n, ph, pw, oc]; dy has the pooled shape; scale is dropout's.
+  // Convolution, ReLU, pooling and dropout as one. winner is [n, ph, pw, oc]; dy has the pooled
+  // shape; scale is dropout's.
   void (*conv2d_pool)(const ConvPoolShape&, const Dropout&, const float* x, const float* w,
                       const float* b, float* y, uint8_t* winner);
   void (*conv2d_pool_backward_data)(const ConvPoolShape&, float scale, const float* dy,
                                     const uint8_t* winner, const float* w, float* dx);
   void (*conv2d_pool_backward_weights)(const ConvPoolShape&, float scale, const float* dy,
                                        const uint8_t* winner, const float* x, float* dw, float* db);
+
+  // Data movement of the CUDA backend; null on the CPU.
   // out[i] = scale * source[indices[i]], rows of `row` values of type float or uint8_t. The indices
   // are clipped to [0, source_rows).
   void (*gather_floats)(int64_t n, int64_t row, int64_t source_rows, const float* source,

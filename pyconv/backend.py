@@ -56,11 +56,6 @@ class Backend:
         return self.xp is np
 
     @property
-    def fuses_pooling(self) -> bool:
-        """Whether convolution, ReLU, pooling and dropout are one kernel."""
-        return self.name != "cpu"
-
-    @property
     def captures(self) -> bool:
         """Whether a training step may be captured as a graph: on "cuda", if `PYCONV_CUDA_GRAPH` is
         not 0; on "cuda-emulated", where that saves nothing, if it is 1."""
@@ -266,7 +261,10 @@ def _backend(name: str) -> Backend:
     backend = Backend(name, module, xp)
     mode = os.environ.get("PYCONV_MATH_MODE")
     if mode:
-        _set_math_mode(backend, mode, "PYCONV_MATH_MODE")
+        try:
+            module.set_math_mode(mode)
+        except ValueError as error:
+            raise ValueError(f"PYCONV_MATH_MODE: {error}") from None
     return backend
 
 
@@ -321,28 +319,24 @@ def set_math_mode(mode: str) -> None:
     """Chooses how convolutions on the device in use multiply.
 
     Args:
-        mode: "fp32", or "tf32": factors rounded to 10 bits of mantissa, on tensor cores, in 3x3
-            convolutions and their data gradients. CUDA only. The default is `PYCONV_MATH_MODE`'s,
-            else "fp32".
+        mode: "fp32": the fastest in float32, on the CPU by Winograd's algorithm where that pays;
+            "direct", CPU only: product by product, as defined, with the smallest rounding errors;
+            "winograd", CPU only: Winograd's algorithm in all 3x3 convolutions that it fits;
+            "tf32", CUDA only: factors rounded to 10 bits of mantissa, on tensor cores, in 3x3
+            convolutions and their data gradients. The default is `PYCONV_MATH_MODE`'s, else
+            "fp32".
 
     Raises:
-        ValueError: for any other name, and for "tf32" on the CPU or on CUDA devices of compute
-            capability below 8.0.
+        ValueError: for any other name, for a mode of the other device, and for "tf32" on CUDA
+            devices of compute capability below 8.0.
     """
-    _set_math_mode(current(), mode, "math_mode")
-
-
-def _set_math_mode(backend: Backend, mode: str, source: str) -> None:
-    if backend.name != "cpu":
-        backend.kernels.set_math_mode(mode)
-    elif mode != "fp32":
-        raise ValueError(f"{source}: expected 'fp32' on the device 'cpu'. Received: {mode!r}.")
+    current().kernels.set_math_mode(mode)
 
 
 def get_math_mode() -> str:
-    """Returns how convolutions on the device in use multiply: "fp32" or "tf32"."""
-    backend = current()
-    return "fp32" if backend.name == "cpu" else backend.kernels.math_mode()
+    """Returns how convolutions on the device in use multiply, as :func:`set_math_mode` names it."""
+    mode: str = current().kernels.math_mode()
+    return mode
 
 
 def set_num_threads(count: int) -> None:

@@ -127,8 +127,7 @@ class ConvBlock(Block):
 
 
 class ConvPoolBlock(Block):
-    """Convolution + bias + ReLU + 2x2 max pooling (+ dropout), where the device has one kernel for
-    them."""
+    """Convolution + bias + ReLU + 2x2 max pooling (+ dropout)."""
 
     def __init__(
         self,

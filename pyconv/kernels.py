@@ -513,8 +513,7 @@ def conv2d_pool(
 ) -> tuple[Array, NDArray[np.uint8]]:
     """`conv2d` with ReLU, `max_pool2d` of 2x2 windows and `dropout`, in one kernel.
 
-    Only pooled values are written, with a byte each that is all the backward pass needs. On the
-    CPU, which has no such kernel, it is those three functions one after the other.
+    Only pooled values are written, with a byte each that is all the backward pass needs.
 
     Args:
         x, w, b, strides, padding, dilation_rate, groups: as for `conv2d`.
@@ -537,16 +536,7 @@ def conv2d_pool(
     shape = (n, oh // 2, ow // 2, filters)
     out = _empty(shape) if out is None else out
     winner = _empty(shape, np.uint8) if winner is None else winner
-    device = backend.current()
-    if device.fuses_pooling:
-        _call("conv2d_pool", x, w, b, out, winner, *geometry, *dropping)
-        return out, winner
-    y = conv2d(x, w, b, strides, padding, dilation_rate, groups, "relu")
-    max_pool2d(y, out=out, argmax=winner)
-    # What is dropped shows by dropping ones: the values themselves may be 0.
-    kept = dropout(np.ones_like(out), *dropping)
-    winner[~((out > 0) & (kept > 0))] = 4
-    dropout(out, *dropping, out=out)
+    _call("conv2d_pool", x, w, b, out, winner, *geometry, *dropping)
     return out, winner
 
 
@@ -590,24 +580,7 @@ def conv2d_pool_backward(
         dx = _empty(x_shape)
     dw = _empty(w_shape) if dw is None else dw
     db = _empty(w_shape[3:]) if db is None else db
-    device = backend.current()
-    if device.fuses_pooling:
-        _call("conv2d_pool_backward", dy, winner, x, w, dx, dw, db, *geometry, rate)
-        return dx, dw, db
-    device.require_array(dy, "dy")
-    device.require_array(winner, "winner")
-    if winner.dtype != np.uint8:
-        raise TypeError(f"winner: expected uint8. Received: {winner.dtype}.")
-    y_shape = _conv2d_output(x_shape, w_shape, tuple(geometry))
-    if winner.shape != dy.shape:
-        raise ValueError(f"winner: expected dy's shape {dy.shape}. Received: {winner.shape}.")
-    alive = np.where(winner == 4, np.float32(0), dy * np.float32(1 / (1 - rate)))
-    places = np.where(winner == 4, np.uint8(0), winner)
-    dense_dy = max_pool2d_backward(alive, places, _four(y_shape, "y"))
-    options = (strides, padding, dilation_rate, groups)
-    conv2d_backward_weights(dense_dy, x, _four(w_shape, "w"), *options, dw=dw, db=db)
-    if dx is not None:
-        conv2d_backward_data(dense_dy, w, _four(x_shape, "x"), *options, out=dx)
+    _call("conv2d_pool_backward", dy, winner, x, w, dx, dw, db, *geometry, rate)
     return dx, dw, db
 
 

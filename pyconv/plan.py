@@ -98,7 +98,7 @@ class Plan:
         self.device = backend.current()
         self.input_shape = input_shape
         self.capacity = capacity
-        self.blocks = make_blocks(operations(layers), input_shape, self.device.fuses_pooling)
+        self.blocks = make_blocks(operations(layers), input_shape)
         self.output_shape = self.blocks[-1].output_shape if self.blocks else input_shape
         self._loss_blocks = self.blocks
         self._inputs: np.ndarray | None = None
@@ -266,13 +266,8 @@ def operations(layers: Sequence[Layer]) -> list[Operation]:
     return steps
 
 
-def make_blocks(
-    steps: Sequence[Operation], input_shape: tuple[int, ...], fuse_pooling: bool
-) -> list[Block]:
-    """The blocks of the steps; steps that can be executed as one become one block.
-
-    With `fuse_pooling` so do convolution, ReLU, 2x2 max pooling, and dropout if it follows.
-    """
+def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> list[Block]:
+    """The blocks of the steps; steps that can be executed as one become one block."""
     blocks: list[Block] = []
     shape = input_shape
     index = 0
@@ -285,7 +280,7 @@ def make_blocks(
         if kind == "conv":
             assert isinstance(layer, Conv2D)
             pool = steps[index + 2].layer if relu and len(steps) > index + 2 else None
-            if fuse_pooling and min(output_shape[:2]) >= 2 and _is_2x2(pool):
+            if min(output_shape[:2]) >= 2 and _is_2x2(pool):
                 following = steps[index + 3].layer if len(steps) > index + 3 else None
                 dropout = following if isinstance(following, Dropout) else None
                 block = ConvPoolBlock(layer, dropout, shape, _output_shape(pool, output_shape))

@@ -62,18 +62,30 @@ def emulated_cuda(architecture: str, **settings: str):
 
 @pytest.fixture
 def target(request: pytest.FixtureRequest):
-    """What the kernels run on, in turn: each instruction set, and CUDA code where it was built to
-    be emulated."""
+    """What the kernels run on, in turn: each instruction set, multiplying directly (Winograd's
+    algorithm has tests and bounds of its own), and CUDA code where it was built to be emulated."""
     if request.param in EMULATED:
         with emulated_cuda(EMULATED[request.param]):
             yield request.param
     else:
         import pyconv
 
-        before = pyconv.isa()
+        before, mode = pyconv.isa(), pyconv.get_math_mode()
         pyconv.set_isa(request.param)
+        pyconv.set_math_mode("direct")
         yield request.param
         pyconv.set_isa(before)
+        pyconv.set_math_mode(mode)
+
+
+@pytest.fixture
+def math_mode():
+    """`set_math_mode`, undone after the test."""
+    import pyconv
+
+    before = pyconv.get_math_mode()
+    yield pyconv.set_math_mode
+    pyconv.set_math_mode(before)
 
 
 @pytest.fixture

@@ -223,6 +223,8 @@ OPERATIONS = (
     "conv2d",
     "conv2d_backward_data",
     "conv2d_backward_weights",
+    "conv2d_pool",
+    "conv2d_pool_backward",
     "conv2d_backward",
     "dense",
     "dense_backward_data",
@@ -269,8 +271,7 @@ class FakeCuda(types.ModuleType):
         self._mode = "fp32"
         for name in OPERATIONS:
             setattr(self, name, self._kernel(name, getattr(_cpu, name)))
-        for name in ("conv2d_pool", "conv2d_pool_backward", "gather"):
-            setattr(self, name, self._kernel(name, globals()[f"_{name}"]))
+        self.gather = self._kernel("gather", _gather)
         module = self
 
         class Graph:
@@ -368,39 +369,6 @@ class FakeCuda(types.ModuleType):
         if mode == "tf32" and not self.tensor_cores:
             raise ValueError("math_mode: 'tf32' needs a device of compute capability 8.0 or later.")
         self._mode = mode
-
-
-def _conv2d_pool(x, w, b, out, winner, strides, padding, dilation, groups, rate, seed, offset):
-    from pyconv import _cpu
-
-    extents = [(size - 1) * step + 1 for size, step in zip(w.shape[:2], dilation)]
-    rows = (x.shape[1] + padding[0] + padding[1] - extents[0]) // strides[0] + 1
-    columns = (x.shape[2] + padding[2] + padding[3] - extents[1]) // strides[1] + 1
-    y = np.empty((len(x), rows, columns, w.shape[3]), np.float32)
-    _cpu.conv2d(x, w, b, y, strides, padding, dilation, groups, True)
-    pooled = np.empty_like(out)
-    _cpu.max_pool2d(y, pooled, winner, (2, 2), (2, 2), (0, 0, 0, 0))
-    _cpu.dropout(pooled, out, rate, seed, offset)
-    winner[~(out > 0)] = 4
-
-
-def _conv2d_pool_backward(
-    dy, winner, x, w, dx, dw, db, strides, padding, dilation, groups, rate
-) -> None:
-    from pyconv import _cpu
-
-    extents = [(size - 1) * step + 1 for size, step in zip(w.shape[:2], dilation)]
-    rows = (x.shape[1] + padding[0] + padding[1] - extents[0]) // strides[0] + 1
-    columns = (x.shape[2] + padding[2] + padding[3] - extents[1]) // strides[1] + 1
-    dead = winner == 4
-    alive = np.where(dead, np.float32(0), dy * np.float32(1 / (1 - rate)))
-    places = np.where(dead, np.uint8(0), winner)
-    dense = np.empty((len(x), rows, columns, w.shape[3]), np.float32)
-    _cpu.max_pool2d_backward(alive, places, dense, (2, 2), (2, 2), (0, 0, 0, 0))
-    geometry = (strides, padding, dilation, groups, False)
-    if dx is not None:
-        _cpu.conv2d_backward_data(dense, w, None, dx, *geometry)
-    _cpu.conv2d_backward_weights(dense, x, None, dw, db, *geometry)
 
 
 def _gather(source, indices, out, scale, bytes) -> None:

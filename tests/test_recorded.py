@@ -223,7 +223,8 @@ def assert_weights(weights, when) -> None:
             )
 
 
-def test_kernels_follow_ten_steps_of_keras_rmsprop(isa):
+def test_kernels_follow_ten_steps_of_keras_rmsprop(isa, math_mode):
+    math_mode("direct")  # the model below multiplies as it does by default
     weights = tutorial_weights()
     velocities = [np.zeros_like(w) for w in weights]
     losses = []

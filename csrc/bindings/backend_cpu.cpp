@@ -32,6 +32,19 @@ double measure_peak(double seconds) {
   return best;
 }
 
+constexpr const char* math_modes[] = {"fp32", "direct", "winograd"};  // as in cpu::MathMode
+
+void set_math_mode(const std::string& mode) {
+  for (int i = 0; i < 3; ++i) {
+    if (mode != math_modes[i]) continue;
+    cpu::set_math_mode(static_cast<cpu::MathMode>(i));
+    return;
+  }
+  throw py::value_error(
+      "math_mode: expected 'fp32', 'direct' or 'winograd' on the device 'cpu'. Received: '" + mode +
+      "'.");
+}
+
 void set_num_threads(int64_t count) {
   constexpr int64_t most = 1024;
   if (count < 1 || count > most) {
@@ -52,6 +65,8 @@ void define_backend(py::module_& m) {
   m.def("set_isa", &cpu::select, arg("name"));
   m.def("num_threads", &cpu::num_threads);
   m.def("set_num_threads", &set_num_threads, arg("count"));
+  m.def("math_mode", [] { return math_modes[static_cast<int>(cpu::math_mode())]; });
+  m.def("set_math_mode", &set_math_mode, arg("mode"));
   m.def("measure_peak", &measure_peak, arg("seconds") = 0.2);
 }
 

@@ -447,7 +447,6 @@ void conv2d_pool(const py::object& x_, const py::object& w_, const py::object& b
                  const py::object& y_, const py::object& winner_, const Pair& strides,
                  const Padding& padding, const Pair& dilation, int64_t groups, double rate,
                  uint64_t seed, const py::object& offset_) {
-  require_supported(reinterpret_cast<const void*>(begin_call().conv2d_pool), "conv2d_pool");
   const Array x = input(x_, "x"), w = input(w_, "w"), b = optional_input(b_, "b");
   const Array y = output(y_, "out"), winner = output(winner_, "winner", "uint8");
   const ScalarArgument<uint64_t> offset(offset_, "offset", "uint64");
@@ -466,8 +465,6 @@ void conv2d_pool_backward(const py::object& dy_, const py::object& winner_, cons
                           const py::object& w_, const py::object& dx_, const py::object& dw_,
                           const py::object& db_, const Pair& strides, const Padding& padding,
                           const Pair& dilation, int64_t groups, double rate) {
-  require_supported(reinterpret_cast<const void*>(begin_call().conv2d_pool_backward_data),
-                    "conv2d_pool_backward");
   const Array dy = input(dy_, "dy"), x = input(x_, "x"), w = input(w_, "w");
   const Array winner(winner_, "winner", Array::Access::read, "uint8");
   const Array dx = optional_output(dx_, "dx"), dw = output(dw_, "dw"), db = output(db_, "db");

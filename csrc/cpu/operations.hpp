@@ -12,6 +12,13 @@ void conv2d_backward_data(const Conv2dShape& shape, Activation activation, const
 void conv2d_backward_weights(const Conv2dShape& shape, Activation activation, const float* dy,
                              const float* y, const float* x, float* dw, float* db);
 
+void conv2d_pool(const ConvPoolShape& shape, const Dropout& dropout, const float* x, const float* w,
+                 const float* b, float* y, uint8_t* winner);
+void conv2d_pool_backward_data(const ConvPoolShape& shape, float scale, const float* dy,
+                               const uint8_t* winner, const float* w, float* dx);
+void conv2d_pool_backward_weights(const ConvPoolShape& shape, float scale, const float* dy,
+                                  const uint8_t* winner, const float* x, float* dw, float* db);
+
 void dense(const DenseShape& shape, Activation activation, const float* x, const float* w,
            const float* b, float* y);
 void dense_backward_data(const DenseShape& shape, Activation activation, const float* dy,

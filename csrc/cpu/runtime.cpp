@@ -37,6 +37,7 @@ int default_threads() {
 }
 
 std::atomic<int> requested_threads{0};  // 0: not set, use the default
+std::atomic<MathMode> mode_in_use{MathMode::fp32};
 
 class Buffer {
  public:
@@ -71,6 +72,9 @@ int num_threads() {
 
 void set_num_threads(int count) { requested_threads.store(count, std::memory_order_relaxed); }
 
+MathMode math_mode() { return mode_in_use.load(std::memory_order_relaxed); }
+void set_math_mode(MathMode mode) { mode_in_use.store(mode, std::memory_order_relaxed); }
+
 void run_parallel(int threads, int64_t items, ParallelBody body, void* context) {
   threads = static_cast<int>(std::min<int64_t>(threads, items));
   if (threads <= 1) {
@@ -81,9 +85,9 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context) 
   for (int64_t item = 0; item < items; ++item) body(context, item, omp_get_thread_num());
 }
 
-void* scratch(size_t bytes) {
-  thread_local Buffer buffer;
-  return buffer.at_least(std::max<size_t>(bytes, 1));
+void* scratch(size_t bytes, ScratchUse use) {
+  thread_local Buffer buffers[2];
+  return buffers[static_cast<int>(use)].at_least(std::max<size_t>(bytes, 1));
 }
 
 }  // namespace pyconv::cpu

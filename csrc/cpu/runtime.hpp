@@ -12,6 +12,12 @@ namespace pyconv::cpu {
 int num_threads();
 void set_num_threads(int count);
 
+// How convolutions multiply: by whatever is fastest, always directly, or by Winograd's algorithm
+// wherever that can be.
+enum class MathMode : int { fp32, direct, winograd };
+MathMode math_mode();
+void set_math_mode(MathMode mode);
+
 // Calls body(context, item, worker) once for each item in [0, items), on at most `threads` threads;
 // 0 <= worker < threads. Items are handed out dynamically, so results must not depend on which
 // worker gets which. The count is the caller's, who may have sized memory by it: num_threads() can
@@ -19,9 +25,11 @@ void set_num_threads(int count);
 using ParallelBody = void (*)(void* context, int64_t item, int worker);
 void run_parallel(int threads, int64_t items, ParallelBody body, void* context);
 
-// Scratch memory of the calling thread, 64-byte aligned, valid until that thread's next call.
-// It grows to the largest request and is kept, so that a training loop allocates nothing.
-// Throws std::bad_alloc.
-void* scratch(size_t bytes);
+// Scratch memory of the calling thread, 64-byte aligned, valid until that thread's next call with
+// the same use: a kernel's own, or what an operation that is composed of kernels holds meanwhile.
+// It grows to the largest request and is kept, so that a training loop allocates nothing. Throws
+// std::bad_alloc.
+enum class ScratchUse { kernel, composed };
+void* scratch(size_t bytes, ScratchUse use = ScratchUse::kernel);
 
 }  // namespace pyconv::cpu

@@ -19,7 +19,10 @@ static inline vec broadcast(float value) { return _mm256_set1_ps(value); }
 static inline vec load(const float* p) { return _mm256_loadu_ps(p); }
 static inline void store(float* p, vec v) { _mm256_storeu_ps(p, v); }
 static inline vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
+static inline vec sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
+static inline vec mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
 static inline vec fmadd(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vec fnmadd(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
 
 static inline __m256i first_lanes(int64_t n) {
   const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -38,6 +41,28 @@ static inline vec at_least(vec least, vec v) { return _mm256_max_ps(least, v); }
 // v where y > 0, else 0.
 static inline vec where_positive(vec y, vec v) {
   return _mm256_and_ps(_mm256_cmp_ps(y, _mm256_setzero_ps(), _CMP_GT_OQ), v);
+}
+
+// Where v is greater than best, or the first NaN, v takes its place and position that of `at`.
+static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {
+  const vec wins =
+      _mm256_and_ps(_mm256_cmp_ps(v, best, _CMP_NLE_UQ), _mm256_cmp_ps(best, best, _CMP_ORD_Q));
+  best = _mm256_blendv_ps(best, v, wins);
+  at = _mm256_blendv_ps(at, position, wins);
+}
+// The first n lanes, whole numbers from 0 to 127, as bytes.
+static inline void store_bytes_n(uint8_t* p, vec v, int64_t n) {
+  const __m256i words = _mm256_cvttps_epi32(v);
+  const __m128i halves =
+      _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  const __m128i bytes = _mm_packus_epi16(halves, halves);
+  if (n == lanes) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+    return;
+  }
+  uint8_t all[16];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(all), bytes);
+  for (int64_t i = 0; i < n; ++i) p[i] = all[i];
 }
 
 }  // namespace pyconv::cpu::PYCONV_ISA

@@ -19,7 +19,10 @@ static inline vec broadcast(float value) { return _mm512_set1_ps(value); }
 static inline vec load(const float* p) { return _mm512_loadu_ps(p); }
 static inline void store(float* p, vec v) { _mm512_storeu_ps(p, v); }
 static inline vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
+static inline vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+static inline vec mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
 static inline vec fmadd(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vec fnmadd(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
 
 static inline __mmask16 first_lanes(int64_t n) {
   return static_cast<__mmask16>((1u << static_cast<unsigned>(n)) - 1u);
@@ -39,6 +42,26 @@ static inline vec at_least(vec least, vec v) { return _mm512_maskz_max_ps(0xffff
 // v where y > 0, else 0.
 static inline vec where_positive(vec y, vec v) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_GT_OQ), v);
+}
+
+// Where v is greater than best, or the first NaN, v takes its place and position that of `at`.
+static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {
+  const __mmask16 wins = static_cast<__mmask16>(_mm512_cmp_ps_mask(v, best, _CMP_NLE_UQ) &
+                                                _mm512_cmp_ps_mask(best, best, _CMP_ORD_Q));
+  best = _mm512_mask_mov_ps(best, wins, v);
+  at = _mm512_mask_mov_ps(at, wins, position);
+}
+// The first n lanes, whole numbers from 0 to 127, as bytes.
+static inline void store_bytes_n(uint8_t* p, vec v, int64_t n) {
+  const __m512i words = _mm512_maskz_cvttps_epi32(0xffff, v);
+  const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, words);
+  if (n == lanes) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    return;
+  }
+  uint8_t all[16];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(all), bytes);
+  for (int64_t i = 0; i < n; ++i) p[i] = all[i];
 }
 
 }  // namespace pyconv::cpu::PYCONV_ISA

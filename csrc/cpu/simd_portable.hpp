@@ -42,10 +42,25 @@ static inline vec add(vec a, vec b) {
   for (int i = 0; i < lanes; ++i) v[i] = a[i] + b[i];
   return v;
 }
-// Rounds twice, as there may be no fused multiply-add.
+static inline vec sub(vec a, vec b) {
+  vec v;
+  for (int i = 0; i < lanes; ++i) v[i] = a[i] - b[i];
+  return v;
+}
+static inline vec mul(vec a, vec b) {
+  vec v;
+  for (int i = 0; i < lanes; ++i) v[i] = a[i] * b[i];
+  return v;
+}
+// These round twice, as there may be no fused multiply-add.
 static inline vec fmadd(vec a, vec b, vec c) {
   vec v;
   for (int i = 0; i < lanes; ++i) v[i] = a[i] * b[i] + c[i];
+  return v;
+}
+static inline vec fnmadd(vec a, vec b, vec c) {  // c - a * b
+  vec v;
+  for (int i = 0; i < lanes; ++i) v[i] = c[i] - a[i] * b[i];
   return v;
 }
 
@@ -70,6 +85,21 @@ static inline vec at_least(vec least, vec v) {
 static inline vec where_positive(vec y, vec v) {
   for (int i = 0; i < lanes; ++i) v[i] = y[i] > 0.0f ? v[i] : 0.0f;
   return v;
+}
+
+// Where v is greater than best, or the first NaN, v takes its place and position that of `at`.
+static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {
+  for (int i = 0; i < lanes; ++i) {
+    const bool wins = !(v[i] <= best[i]) & (best[i] == best[i]);
+    best[i] = wins ? v[i] : best[i];
+    at[i] = wins ? position[i] : at[i];
+  }
+}
+// The first n lanes, whole numbers from 0 to 127, as bytes.
+static inline void store_bytes_n(uint8_t* p, vec v, int64_t n) {
+  for (int i = 0; i < lanes; ++i) {
+    if (i < n) p[i] = static_cast<uint8_t>(v[i]);
+  }
 }
 
 }  // namespace pyconv::cpu::PYCONV_ISA

@@ -1,6 +1,6 @@
-// The two register-blocked inner loops under every convolution and dense layer.
+// The register-blocked inner loops under every convolution and dense layer.
 //
-// Both keep a tile of P rows by Q vectors of sums in registers: each step loads Q vectors and
+// They keep a tile of P rows by Q vectors of sums in registers: each step loads Q vectors and
 // broadcasts P scalars for P * Q multiply-adds, so that the multipliers, not the load ports, are
 // what limits them (6 x 2 on AVX2: 8 loads for 12 multiply-adds, with 2 of each a cycle).
 //
@@ -153,6 +153,47 @@ static void compute(const WeightsTile& tile) {
       float* const dw = tile.dw + (p * Q + q) * lanes;
       store(dw, tile.overwrite ? sum[p][q] : add(load(dw), sum[p][q]));
     }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// A plain product of matrices:  c[p, f] = sum_k a[p, k] * b[k, f]
+
+struct ProductTile {
+  const float* a;  // [P][a_row]
+  int64_t a_row;
+  const float* b;  // panel: [depth][Q * lanes]
+  int64_t depth;
+  float* c;  // [P][c_row]
+  int64_t c_row;
+};
+
+template <int P, int Q>
+static void compute(const ProductTile& tile) {
+  vec sum[P][Q];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) sum[p][q] = zero();
+  }
+  const float* b = tile.b;
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < tile.depth; ++k) {
+    vec right[Q];
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) right[q] = load(b + q * lanes);
+    b += Q * lanes;
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      const vec value = broadcast(tile.a[p * tile.a_row + k]);
+#pragma GCC unroll 16
+      for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, right[q], sum[p][q]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) store(tile.c + p * tile.c_row + q * lanes, sum[p][q]);
   }
 }
 

@@ -1,0 +1,486 @@
+// Convolution + bias + ReLU + 2x2 max pooling + dropout, and its gradients from the pooled
+// gradient.
+//
+//   conv2d_pool                   y  = dropout(max_pool(relu(conv(x, w) + b)))   overwrites y,
+//   winner conv2d_pool_backward_data     dx                                             overwrites
+//   dx conv2d_pool_backward_weights  dw, db                                         overwrites dw,
+//   db
+//
+// y, dy and winner are pooled, [n, ph, pw, oc]; see ConvPoolShape.
+//
+// The gradient that reaches the convolution is sparse, exactly: of the four positions of a window
+// three are zero, and all four where ReLU or dropout let nothing through. So it is never written.
+// Each pooled value that counts adds g * w[:, :, :, f] to the patch of dx under its position, and
+// g * (that patch of x) to dw[:, :, :, f]; a row of a kernel is one run of kw * c floats in both.
+// That takes an eighth of the multiplications of the dense gradient if half of the windows count.
+//
+// The data gradient goes position by position, so that a patch is read and written once for all
+// features that win there; the weight gradient feature by feature, with its taps in registers. Both
+// are sums of scaled rows (accumulate, below).
+//
+// Deterministic: sums run over positions and features in their order, in the weight gradient over
+// chunks of the batch whose number depends on the shape only.
+#include "conv2d.hpp"
+#include "philox.hpp"
+#include "tiles.hpp"
+
+namespace pyconv::cpu::PYCONV_ISA {
+
+namespace {
+
+constexpr int64_t items_per_thread = 4;
+
+// ---------------------------------------------------------------------------------------------
+// Sums of scaled rows
+
+// A pooled gradient and where its row begins: of the weights in the data gradient, of x in the
+// weight gradient.
+struct Term {
+  int32_t row;
+  float value;
+};
+
+// Registers that a sum may take; the others hold a factor and what is loaded.
+constexpr int most_vectors = 12;
+
+// sum[i] += the terms' value * rows[row + i], for V vectors, of the last one `last` floats.
+template <int V, bool whole>
+inline void accumulate_vectors(const Term* terms, int64_t count, const float* rows, int64_t last,
+                               float* sum) {
+  vec s[V];
+#pragma GCC unroll 12
+  for (int v = 0; v < V; ++v) {
+    s[v] = whole || v < V - 1 ? load(sum + v * lanes) : load_n(sum + v * lanes, last);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const vec value = broadcast(terms[i].value);
+    const float* row = rows + terms[i].row;
+#pragma GCC unroll 12
+    for (int v = 0; v < V; ++v) {
+      const vec r = whole || v < V - 1 ? load(row + v * lanes) : load_n(row + v * lanes, last);
+      s[v] = fmadd(value, r, s[v]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int v = 0; v < V; ++v) {
+    if (whole || v < V - 1) {
+      store(sum + v * lanes, s[v]);
+    } else {
+      store_n(sum + v * lanes, s[v], last);
+    }
+  }
+}
+
+template <int V = most_vectors>
+inline void accumulate_rest(const Term* terms, int64_t count, const float* rows, int64_t length,
+                            float* sum) {
+  const int64_t last = length - (V - 1) * lanes;
+  if (last == lanes) {
+    accumulate_vectors<V, true>(terms, count, rows, last, sum);
+  } else if (last > 0) {
+    accumulate_vectors<V, false>(terms, count, rows, last, sum);
+  } else if constexpr (V > 1) {
+    accumulate_rest<V - 1>(terms, count, rows, length, sum);
+  }
+}
+
+// The same for a row of any length.
+inline void accumulate(const Term* terms, int64_t count, const float* rows, int64_t length,
+                       float* sum) {
+  constexpr int64_t block = most_vectors * lanes;
+  for (; length >= block; length -= block, rows += block, sum += block) {
+    accumulate_vectors<most_vectors, true>(terms, count, rows, lanes, sum);
+  }
+  if (length > 0) accumulate_rest(terms, count, rows, length, sum);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Geometry
+
+// The part of x under a range of pooled rows, with its padding: what the patches of these rows
+// read.
+struct Band {
+  int64_t rows, cols;      // of pixels
+  int64_t top, left;       // of its first pixel in x; negative in the padding
+  int64_t line;            // floats in a row
+  int64_t step_h, step_w;  // from one position of the convolution to the next
+  int64_t tap_h;           // from one row of the kernel to the next
+
+  Band(const ConvPoolShape& p, int64_t begin, int64_t end) {
+    const Conv2dShape& s = p.conv;
+    rows = (2 * (end - begin) - 1) * s.stride_h + (s.kh - 1) * s.dilation_h + 1;
+    cols = (2 * p.pw - 1) * s.stride_w + s.kw;
+    top = 2 * begin * s.stride_h - s.pad_top;
+    left = -s.pad_left;
+    line = cols * s.c;
+    step_h = s.stride_h * line;
+    step_w = s.stride_w * s.c;
+    tap_h = s.dilation_h * line;
+  }
+  bool inside(const Conv2dShape& s) const {
+    return top >= 0 && left >= 0 && top + rows <= s.h && left + cols <= s.w;
+  }
+  // Uses the lines of x itself instead of a copy's.
+  void use_lines_of(const Conv2dShape& s) {
+    line = s.w * s.c;
+    step_h = s.stride_h * line;
+    tap_h = s.dilation_h * line;
+  }
+  int64_t size() const { return rows * line; }
+};
+
+void fill(float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = 0.0f;
+}
+void copy(float* to, const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
+// The band of an image of x, its padding filled in.
+void copy_band(const Band& band, const Conv2dShape& s, const float* image, float* to) {
+  const int64_t begin = min(max(0, -band.left), band.cols);
+  const int64_t end = max(begin, min(band.cols, s.w - band.left));
+  for (int64_t i = 0; i < band.rows; ++i, to += band.line) {
+    const int64_t row = band.top + i;
+    if (row < 0 || row >= s.h) {
+      fill(to, band.line);
+      continue;
+    }
+    fill(to, begin * s.c);
+    copy(to + begin * s.c, image + (row * s.w + band.left + begin) * s.c, (end - begin) * s.c);
+    fill(to + end * s.c, (band.cols - end) * s.c);
+  }
+}
+
+// The other way round: an image of dx from what was summed up in the band, zero outside of it.
+void copy_from_band(const Band& band, const Conv2dShape& s, const float* from, float* image) {
+  const int64_t begin = min(max(0, band.left), s.w);
+  const int64_t end = max(begin, min(s.w, band.left + band.cols));
+  for (int64_t row = 0; row < s.h; ++row, image += s.w * s.c) {
+    const int64_t i = row - band.top;
+    if (i < 0 || i >= band.rows) {
+      fill(image, s.w * s.c);
+      continue;
+    }
+    fill(image, begin * s.c);
+    copy(image + begin * s.c, from + i * band.line + (begin - band.left) * s.c,
+         (end - begin) * s.c);
+    fill(image + end * s.c, (s.w - end) * s.c);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Where the sparse gradients do not pay: the dense gradient, written out
+
+bool sparse_fits(const ConvPoolShape& p) {
+  const Conv2dShape& s = p.conv;
+  constexpr int64_t most = int64_t{1} << 30;  // offsets of terms are 32-bit
+  const Band band(p, 0, p.ph);
+  return s.groups == 1 && s.dilation_w == 1 && band.rows * max(band.line, s.w * s.c) < most &&
+         s.kh * s.kw * s.c * s.oc < most;
+}
+
+// Channels beyond which the rows no longer come from the first two levels of the cache, and
+// Winograd's products are faster.
+constexpr int64_t most_sparse_channels = 256;
+bool sparse_pays(const ConvPoolShape& p) {
+  return sparse_fits(p) && math_mode() != MathMode::winograd &&
+         (p.conv.c <= most_sparse_channels || !winograd_fits(p.conv));
+}
+
+float* dense_gradient(const ConvPoolShape& p, float scale, const float* dy, const uint8_t* winner) {
+  const Conv2dShape& s = p.conv;
+  const int64_t size = s.n * s.oh * s.ow * s.oc;
+  float* const dense =
+      static_cast<float*>(scratch(static_cast<size_t>(size) * sizeof(float), ScratchUse::composed));
+  parallel_for(num_threads(), s.n * s.oh, [&](int64_t item, int) {
+    const int64_t n = item / s.oh, oh = item % s.oh;
+    float* const row = dense + item * s.ow * s.oc;
+    if (oh / 2 >= p.ph) {
+      fill(row, s.ow * s.oc);
+      return;
+    }
+    for (int64_t ow = 0; ow < s.ow; ++ow) {
+      float* const to = row + ow * s.oc;
+      if (ow / 2 >= p.pw) {
+        fill(to, s.oc);
+        continue;
+      }
+      const int64_t at = ((n * p.ph + oh / 2) * p.pw + ow / 2) * s.oc;
+      const int position = static_cast<int>(oh % 2 * 2 + ow % 2);
+      for (int64_t f = 0; f < s.oc; ++f) {
+        to[f] = winner[at + f] == position ? dy[at + f] * scale : 0.0f;
+      }
+    }
+  });
+  return dense;
+}
+
+// Of a row of the output, all windows; y and winner are pooled.
+void pool_row(const ConvPoolShape& p, const float* top, float* y, uint8_t* winner) {
+  const int64_t f = p.conv.oc;
+  const float* bottom = top + p.conv.ow * f;
+  const vec dead = broadcast(static_cast<float>(pool_dead));
+  for (int64_t pw = 0; pw < p.pw; ++pw, top += 2 * f, bottom += 2 * f, y += f, winner += f) {
+    for (int64_t i = 0; i < f; i += lanes) {
+      const int64_t count = min(lanes, f - i);
+      const auto read = [&](const float* at) {
+        return count == lanes ? load(at) : load_n(at, count);
+      };
+      vec best = read(top + i), at = zero();
+      keep_maximum(read(top + f + i), broadcast(1.0f), best, at);
+      keep_maximum(read(bottom + i), broadcast(2.0f), best, at);
+      keep_maximum(read(bottom + f + i), broadcast(3.0f), best, at);
+      at = add(dead, where_positive(best, sub(at, dead)));
+      if (count == lanes) {
+        store(y + i, best);
+      } else {
+        store_n(y + i, best, count);
+      }
+      store_bytes_n(winner + i, at, count);
+    }
+  }
+}
+
+void direct_pool(const ConvPoolShape& p, const float* x, const float* w, const float* b, float* y,
+                 uint8_t* winner) {
+  // Some images at a time, so that what is pooled still lies in the cache.
+  constexpr int64_t bytes = 4 << 20;
+  const Conv2dShape& s = p.conv;
+  const int64_t image = s.oh * s.ow * s.oc;
+  const int64_t images = max(1, min(s.n, bytes / (image * static_cast<int64_t>(sizeof(float)))));
+  float* const dense = static_cast<float*>(
+      scratch(static_cast<size_t>(images * image) * sizeof(float), ScratchUse::composed));
+  for (int64_t n = 0; n < s.n; n += images) {
+    Conv2dShape part = s;
+    part.n = min(images, s.n - n);
+    conv2d_direct(part, Activation::relu, x + n * s.h * s.w * s.c, w, b, dense);
+    parallel_for(num_threads(), part.n * p.ph, [&](int64_t item, int) {
+      const int64_t at = (n * p.ph + item) * p.pw * s.oc;
+      pool_row(p, dense + item / p.ph * image + item % p.ph * 2 * s.ow * s.oc, y + at, winner + at);
+    });
+  }
+}
+
+void drop(int64_t size, const Dropout& d, float* y, uint8_t* winner) {
+  const uint64_t offset = get(d.offset);
+  const uint32_t last_dropped = static_cast<uint32_t>(d.threshold - 1);
+  parallel_ranges(size, 64 * philox_values, [&](int64_t begin, int64_t end) {
+    uint32_t random[philox_values];
+    for (int64_t i = begin; i < end; i += philox_values) {
+      philox_block(static_cast<uint64_t>(i / 4), offset, d.seed, random);
+      const int64_t count = min(philox_values, end - i);
+      float* __restrict values = y + i;
+      uint8_t* __restrict winners = winner + i;
+      for (int64_t j = 0; j < count; ++j) {
+        const float kept = values[j] * d.scale;
+        values[j] = random[j] > last_dropped ? kept : 0.0f;
+      }
+      for (int64_t j = 0; j < count; ++j) {
+        winners[j] = random[j] > last_dropped ? winners[j] : pool_dead;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void conv2d_pool(const ConvPoolShape& p, const Dropout& d, const float* x, const float* w,
+                 const float* b, float* y, uint8_t* winner) {
+  if (winograd_pays(p.conv, 2 * p.ph, 2 * p.pw)) {
+    conv2d_winograd_pool(p, x, w, b, y, winner);
+  } else {
+    direct_pool(p, x, w, b, y, winner);
+  }
+  if (d.threshold > 0) drop(p.conv.n * p.ph * p.pw * p.conv.oc, d, y, winner);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Data gradient
+
+void conv2d_pool_backward_data(const ConvPoolShape& p, float scale, const float* dy,
+                               const uint8_t* winner, const float* w, float* dx) {
+  const Conv2dShape& s = p.conv;
+  if (s.n == 0) return;
+  if (!sparse_pays(p)) {
+    conv2d_backward_data(s, Activation::none, dense_gradient(p, scale, dy, winner), nullptr, w, dx);
+    return;
+  }
+  Band band(p, 0, p.ph);
+  const bool in_place = band.inside(s);
+  if (in_place) band.use_lines_of(s);
+  const int64_t taps = s.kh * s.kw, row = s.kw * s.c, patch = taps * s.c;
+  // Features are taken in blocks whose weights fit into half of a second-level cache.
+  constexpr int64_t weights_bytes = 192 * 1024;
+  constexpr int64_t most_block = 4095;  // their counts have 12 bits
+  const int64_t block = max(
+      1, min(min(s.oc, most_block), weights_bytes / (patch * static_cast<int64_t>(sizeof(float)))));
+  const int threads = num_threads();
+
+  Scratch memory;
+  const int64_t w_at = memory.reserve<float>(s.oc * patch);
+  const int64_t terms_at = memory.reserve<Term>(threads * 5 * block);
+  const int64_t band_size = in_place ? 0 : band.size();
+  const int64_t band_at = memory.reserve<float>(threads * band_size);
+  memory.allocate();
+
+  // [feature][kh][kw][c]
+  float* const rows = memory.at<float>(w_at);
+  parallel_for(threads, taps, [&](int64_t tap, int) {
+    for (int64_t c = 0; c < s.c; ++c) {
+      const float* from = w + (tap * s.c + c) * s.oc;
+      for (int64_t f = 0; f < s.oc; ++f) rows[f * patch + tap * s.c + c] = from[f];
+    }
+  });
+
+  parallel_for(threads, s.n, [&](int64_t n, int worker) {
+    Term* const terms = memory.at<Term>(terms_at) + worker * 5 * block;
+    float* const image = dx + n * s.h * s.w * s.c;
+    float* const sums = in_place ? image : memory.at<float>(band_at) + worker * band_size;
+    fill(sums, in_place ? s.h * s.w * s.c : band_size);
+    // Where the first position's patch begins.
+    float* const origin = in_place ? sums + (band.top * s.w + band.left) * s.c : sums;
+    for (int64_t first = 0; first < s.oc; first += block) {
+      const int64_t features = min(block, s.oc - first);
+      for (int64_t ph = 0; ph < p.ph; ++ph) {
+        for (int64_t pw = 0; pw < p.pw; ++pw) {
+          const int64_t at = ((n * p.ph + ph) * p.pw + pw) * s.oc + first;
+          // The terms of the four positions and the dead; their counts are 12 bits each, so that
+          // they add up in a register.
+          uint64_t counts = 0;
+          for (int64_t f = 0; f < features; ++f) {
+            // The caller's winner may hold anything.
+            const int k = static_cast<int>(min(winner[at + f], pool_dead));
+            const int64_t i = static_cast<int64_t>(counts >> (12 * k) & 0xfff);
+            terms[k * block + i] = {static_cast<int32_t>((first + f) * patch), dy[at + f] * scale};
+            counts += uint64_t{1} << (12 * k);
+          }
+          for (int k = 0; k < pool_dead; ++k) {
+            const int64_t count = static_cast<int64_t>(counts >> (12 * k) & 0xfff);
+            if (count == 0) continue;
+            float* to = origin + (2 * ph + k / 2) * band.step_h + (2 * pw + k % 2) * band.step_w;
+            for (int64_t kh = 0; kh < s.kh; ++kh, to += band.tap_h) {
+              accumulate(terms + k * block, count, rows + kh * row, row, to);
+            }
+          }
+        }
+      }
+    }
+    if (!in_place) copy_from_band(band, s, sums, image);
+  });
+}
+
+// ---------------------------------------------------------------------------------------------
+// Weight gradient
+
+void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const float* dy,
+                                  const uint8_t* winner, const float* x, float* dw, float* db) {
+  const Conv2dShape& s = p.conv;
+  if (s.n == 0 || !sparse_pays(p)) {
+    conv2d_backward_weights(s, Activation::none, dense_gradient(p, scale, dy, winner), nullptr, x,
+                            dw, db);
+    return;
+  }
+  // Pooled rows are taken in bands whose part of x fits into the first-level cache.
+  constexpr int64_t band_bytes = 24 * 1024;
+  int64_t band_rows = p.ph;
+  while (band_rows > 1 &&
+         Band(p, 0, band_rows).size() * static_cast<int64_t>(sizeof(float)) > band_bytes) {
+    --band_rows;
+  }
+  const int64_t row = s.kw * s.c, patch = s.kh * row;
+  constexpr int64_t most_chunks = 16;
+  const int64_t chunks = min(s.n, most_chunks);
+  const int threads = num_threads();
+  // Where the chunks are too few to go round, their features are dealt out as well.
+  const int64_t parts = min(s.oc, ceil_div(items_per_thread * threads, chunks));
+  const int64_t part = ceil_div(s.oc, parts);
+
+  Scratch memory;
+  const int64_t sums_at = memory.reserve<float>(chunks * s.oc * patch);
+  const int64_t bias_at = memory.reserve<float>(chunks * s.oc);
+  const int64_t most_terms = band_rows * p.pw;
+  const int64_t terms_at = memory.reserve<Term>(threads * part * (most_terms + 1));
+  const int64_t counts_at = memory.reserve<int32_t>(threads * part);
+  const int64_t band_size = Band(p, 0, band_rows).size();
+  const int64_t band_at = memory.reserve<float>(threads * band_size);
+  memory.allocate();
+  float* const all_sums = memory.at<float>(sums_at);
+  float* const all_bias = memory.at<float>(bias_at);
+
+  parallel_for(threads, chunks * parts, [&](int64_t item, int worker) {
+    const int64_t chunk = item / parts;
+    const int64_t first = part_begin(s.oc, parts, item % parts);
+    const int64_t features = part_begin(s.oc, parts, item % parts + 1) - first;
+    // [feature][kh][kw][c]
+    float* const sums = all_sums + (chunk * s.oc + first) * patch;
+    float* const bias = all_bias + chunk * s.oc + first;
+    fill(sums, features * patch);
+    fill(bias, features);
+    Term* const terms = memory.at<Term>(terms_at) + worker * part * (most_terms + 1);
+    int32_t* const counts = memory.at<int32_t>(counts_at) + worker * part;
+    float* const copied = memory.at<float>(band_at) + worker * band_size;
+
+    const int64_t end = part_begin(s.n, chunks, chunk + 1);
+    for (int64_t n = part_begin(s.n, chunks, chunk); n < end; ++n) {
+      const float* const image = x + n * s.h * s.w * s.c;
+      for (int64_t begin = 0; begin < p.ph; begin += band_rows) {
+        const int64_t rows = min(band_rows, p.ph - begin);
+        Band band(p, begin, begin + rows);
+        const float* from = copied;
+        if (band.inside(s)) {
+          from = image + (band.top * s.w + band.left) * s.c;
+          band.use_lines_of(s);
+        } else {
+          copy_band(band, s, image, copied);
+        }
+
+        for (int64_t f = 0; f < features; ++f) counts[f] = 0;
+        const int32_t offsets[pool_dead + 1] = {0, static_cast<int32_t>(band.step_w),
+                                                static_cast<int32_t>(band.step_h),
+                                                static_cast<int32_t>(band.step_h + band.step_w), 0};
+        for (int64_t ph = 0; ph < rows; ++ph) {
+          for (int64_t pw = 0; pw < p.pw; ++pw) {
+            const int64_t at = ((n * p.ph + begin + ph) * p.pw + pw) * s.oc + first;
+            const int32_t origin = static_cast<int32_t>(2 * (ph * band.step_h + pw * band.step_w));
+            for (int64_t f = 0; f < features; ++f) {
+              // The caller's winner may hold anything.
+              const int k = static_cast<int>(min(winner[at + f], pool_dead));
+              const float value = dy[at + f] * scale;
+              const int32_t count = counts[f];
+              terms[f * (most_terms + 1) + count] = {origin + offsets[k], value};
+              counts[f] = count + (k < pool_dead ? 1 : 0);
+              bias[f] += k < pool_dead ? value : 0.0f;
+            }
+          }
+        }
+        for (int64_t f = 0; f < features; ++f) {
+          if (counts[f] == 0) continue;
+          for (int64_t kh = 0; kh < s.kh; ++kh) {
+            accumulate(terms + f * (most_terms + 1), counts[f], from + kh * band.tap_h, row,
+                       sums + f * patch + kh * row);
+          }
+        }
+      }
+    }
+  });
+
+  // Add the chunks up, in their order, and exchange the axes.
+  parallel_for(threads, s.kh * s.kw, [&](int64_t tap, int) {
+    for (int64_t c = 0; c < s.c; ++c) {
+      for (int64_t f = 0; f < s.oc; ++f) {
+        const float* from = all_sums + f * patch + tap * s.c + c;
+        float sum = from[0];
+        for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += from[chunk * s.oc * patch];
+        dw[(tap * s.c + c) * s.oc + f] = sum;
+      }
+    }
+  });
+  for (int64_t f = 0; f < s.oc && db != nullptr; ++f) {
+    float sum = all_bias[f];
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += all_bias[chunk * s.oc + f];
+    db[f] = sum;
+  }
+}
+
+}  // namespace pyconv::cpu::PYCONV_ISA

@@ -1,0 +1,683 @@
+// 3x3 convolution by Winograd's algorithm F(4x4, 3x3), forward and backward.
+//
+// A 4x4 tile of the output takes 16 * 9 = 144 multiplications a pair of channels if computed
+// directly. Seen as a product of polynomials, evaluated at the points 0, 1, -1, 2, -2 and infinity
+// along either axis, it takes 6 * 6 = 36:
+//
+//   Y = A^T [ (G w G^T) * (B^T X B) ] A       * element by element
+//
+// where X is the 6x6 patch of x under the tile. Over all channels, each of the 36 elements is a
+// product of matrices, [tiles][c] x [c][oc], and there the time goes. The passes:
+//
+//   forward   V = B^T X B, U = G w G^T, M = V U, Y = A^T M A, then bias and ReLU, or bias, ReLU
+//             and 2x2 max pooling, of which a tile holds four windows
+//   data      the forward pass on dy, with the kernel flipped and its channels exchanged
+//   weights   the forward pass transposed: dw = G^T [ V^T (A dY A^T) ] G, summed over all tiles
+//
+// The transforms' factors make rounding errors larger than the direct algorithm's, by a factor that
+// docs/correctness.md derives; and a NaN or infinity reaches the whole tile, not only the outputs
+// that use it. math_mode "direct" does without.
+//
+// Deterministic: an output is summed in one order whatever the cut; weight gradients are summed
+// over stages of tiles whose size depends on the shape only.
+//
+// Source: A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
+#include <math.h>
+
+#include "conv2d.hpp"
+#include "tiles.hpp"
+
+namespace pyconv::cpu::PYCONV_ISA {
+
+namespace {
+
+constexpr int out_side = 4;              // of a tile of outputs
+constexpr int side = out_side + 3 - 1;   // of its patch, and of everything transformed
+constexpr int planes = side * side;      // products of matrices
+constexpr int64_t items_per_thread = 4;  // so that a thread that is held up does not hold up others
+
+// B^T: six values of a patch to their six transforms.
+struct InputTransform {
+  static constexpr int in = side, out = side;
+  void operator()(const vec (&d)[side], vec (&t)[side]) const {
+    const vec two = broadcast(2.0f), four = broadcast(4.0f), five = broadcast(5.0f);
+    const vec even = fnmadd(four, d[2], d[4]), odd = fnmadd(four, d[1], d[3]);
+    const vec even2 = sub(d[4], d[2]), odd2 = sub(d[3], d[1]);
+    t[0] = fmadd(four, d[0], fnmadd(five, d[2], d[4]));
+    t[1] = add(even, odd);
+    t[2] = sub(even, odd);
+    t[3] = fmadd(two, odd2, even2);
+    t[4] = fnmadd(two, odd2, even2);
+    t[5] = fmadd(four, d[1], fnmadd(five, d[3], d[5]));
+  }
+};
+
+// A^T: six products to four outputs.
+struct OutputTransform {
+  static constexpr int in = side, out = out_side;
+  void operator()(const vec (&m)[side], vec (&y)[out_side]) const {
+    const vec two = broadcast(2.0f), four = broadcast(4.0f), eight = broadcast(8.0f);
+    const vec sum1 = add(m[1], m[2]), difference1 = sub(m[1], m[2]);
+    const vec sum2 = add(m[3], m[4]), difference2 = sub(m[3], m[4]);
+    y[0] = add(add(m[0], sum1), sum2);
+    y[1] = fmadd(two, difference2, difference1);
+    y[2] = fmadd(four, sum2, sum1);
+    y[3] = add(fmadd(eight, difference2, difference1), m[5]);
+  }
+};
+
+// A: four gradients of outputs to the six of products.
+struct GradientTransform {
+  static constexpr int in = out_side, out = side;
+  void operator()(const vec (&y)[out_side], vec (&m)[side]) const {
+    const vec two = broadcast(2.0f), four = broadcast(4.0f);
+    const vec even1 = add(y[0], y[2]), odd1 = add(y[1], y[3]);
+    const vec even2 = fmadd(four, y[2], y[0]), odd2 = mul(two, fmadd(four, y[3], y[1]));
+    m[0] = y[0];
+    m[1] = add(even1, odd1);
+    m[2] = sub(even1, odd1);
+    m[3] = add(even2, odd2);
+    m[4] = sub(even2, odd2);
+    m[5] = y[3];
+  }
+};
+
+// G: three taps to six.
+struct TapsTransform {
+  static constexpr int in = 3, out = side;
+  void operator()(const vec (&w)[3], vec (&u)[side]) const {
+    const vec quarter = broadcast(1.0f / 4), sixth = broadcast(1.0f / 6);
+    const vec twelfth = broadcast(1.0f / 12), twenty_fourth = broadcast(1.0f / 24);
+    const vec even1 = mul(sixth, add(w[0], w[2])), odd1 = mul(sixth, w[1]);
+    const vec even2 = fmadd(sixth, w[2], mul(twenty_fourth, w[0])), odd2 = mul(twelfth, w[1]);
+    u[0] = mul(quarter, w[0]);
+    u[1] = sub(zero(), add(even1, odd1));
+    u[2] = sub(odd1, even1);
+    u[3] = add(even2, odd2);
+    u[4] = sub(even2, odd2);
+    u[5] = w[2];
+  }
+};
+
+// G^T: six gradients of transformed taps to those of the three taps.
+struct TapsGradientTransform {
+  static constexpr int in = side, out = 3;
+  void operator()(const vec (&u)[side], vec (&w)[3]) const {
+    const vec quarter = broadcast(1.0f / 4), sixth = broadcast(1.0f / 6);
+    const vec twelfth = broadcast(1.0f / 12), twenty_fourth = broadcast(1.0f / 24);
+    const vec even1 = add(u[1], u[2]), odd1 = sub(u[2], u[1]);
+    const vec even2 = add(u[3], u[4]), odd2 = sub(u[3], u[4]);
+    w[0] = fmadd(quarter, u[0], fnmadd(sixth, even1, mul(twenty_fourth, even2)));
+    w[1] = fmadd(sixth, odd1, mul(twelfth, odd2));
+    w[2] = add(fnmadd(sixth, even1, mul(sixth, even2)), u[5]);
+  }
+};
+
+// Applies a transform to the rows, then to the columns, of a square of vectors: row(i, values)
+// reads row i, and element (i, j) of the result goes to to[(i * Out + j) * step].
+template <class Transform, class Row>
+inline void transform_square(Transform transform, const Row& row, float* to, int64_t step) {
+  constexpr int In = Transform::in, Out = Transform::out;
+  vec half[In][Out];
+#pragma GCC unroll 6
+  for (int i = 0; i < In; ++i) {
+    vec values[In];
+    row(i, values);
+    transform(values, half[i]);
+  }
+#pragma GCC unroll 6
+  for (int j = 0; j < Out; ++j, to += step) {
+    vec column[In], result[Out];
+#pragma GCC unroll 6
+    for (int i = 0; i < In; ++i) column[i] = half[i][j];
+    transform(column, result);
+    float* at = to;
+#pragma GCC unroll 6
+    for (int i = 0; i < Out; ++i, at += Out * step) store(at, result[i]);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Tiles and planes
+
+// The tiles of a batch, numbered through, row by row, image after image.
+struct Tiles {
+  int64_t rows, cols, count;  // in an image, in the batch
+
+  Tiles(int64_t n, int64_t oh, int64_t ow)
+      : rows(ceil_div(oh, out_side)), cols(ceil_div(ow, out_side)), count(n * rows * cols) {}
+};
+
+struct TilePosition {
+  int64_t image, row, col;  // of the tile's first output
+
+  TilePosition(const Tiles& tiles, int64_t index)
+      : image(index / (tiles.rows * tiles.cols)),
+        row(index / tiles.cols % tiles.rows * out_side),
+        col(index % tiles.cols * out_side) {}
+  void advance(const Tiles& tiles) {
+    col += out_side;
+    if (col < tiles.cols * out_side) return;
+    col = 0;
+    row += out_side;
+    if (row < tiles.rows * out_side) return;
+    row = 0;
+    ++image;
+  }
+};
+
+// Planes lie one cache line further apart than their size: at a power of two, the 36 elements that
+// a transform writes would compete for a few sets of the cache.
+constexpr int64_t cache_line = 16;
+inline int64_t plane_step(int64_t size) {
+  return ceil_div(size, cache_line) * cache_line + cache_line;
+}
+
+// Images in NHWC, of which patches are read; pixels outside are zero, and so are those where a mask
+// is not positive.
+struct Source {
+  const float* data;
+  const float* mask;  // null: everything counts
+  int64_t h, w, c;
+};
+
+// The transforms of the square of pixels whose first one is (row, col) of an image, for all
+// channels. place(c) is where element (0, 0) of the vector of channels from c on goes; the others
+// follow, each a step further.
+template <bool masked, class Transform, class Place>
+void transform_patch(Transform transform, const Source& source, int64_t image, int64_t row,
+                     int64_t col, const Place& place, int64_t step) {
+  constexpr int In = Transform::in;
+  const int64_t pixel = source.c, line = source.w * pixel;
+  const int64_t origin = ((image * source.h + row) * source.w + col) * pixel;
+  const float* const data = source.data + origin;
+  const float* const mask = masked ? source.mask + origin : nullptr;
+  const bool inside = row >= 0 && col >= 0 && row + In <= source.h && col + In <= source.w;
+  int64_t c = 0;
+  if (inside) {
+    for (; c + lanes <= pixel; c += lanes) {
+      const auto read_row = [=](int i, vec(&values)[In]) {
+        const int64_t at = i * line + c;
+#pragma GCC unroll 6
+        for (int j = 0; j < In; ++j) {
+          const vec v = load(data + at + j * pixel);
+          values[j] = masked ? where_positive(load(mask + at + j * pixel), v) : v;
+        }
+      };
+      if (c % cache_line == 0) {
+        for (int i = 0; i < out_side; ++i) {
+          for (int j = 0; j < out_side; ++j) {
+            __builtin_prefetch(data + (In + i) * line + (j + 1) * pixel + c);
+          }
+        }
+      }
+      transform_square(transform, read_row, place(c), step);
+    }
+  }
+  const int64_t left = max(0, -col), right = min(In, source.w - col);
+  for (; c < pixel; c += lanes) {
+    const int64_t channels = min(lanes, pixel - c);
+    const auto read_row = [=](int i, vec(&values)[In]) {
+      const bool row_inside = row + i >= 0 && row + i < source.h;
+#pragma GCC unroll 6
+      for (int j = 0; j < In; ++j) {
+        values[j] = zero();
+        if (!row_inside || j < left || j >= right) continue;
+        const int64_t at = i * line + j * pixel + c;
+        if (channels == lanes) {
+          const vec v = load(data + at);
+          values[j] = masked ? where_positive(load(mask + at), v) : v;
+        } else {
+          const vec v = load_n(data + at, channels);
+          values[j] = masked ? where_positive(load_n(mask + at, channels), v) : v;
+        }
+      }
+    };
+    transform_square(transform, read_row, place(c), step);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Forward and data gradient
+
+struct Convolution {
+  Source source;
+  int64_t n, pad_top, pad_left;
+  // What is computed of the result, whose rows are result_w pixels long.
+  int64_t rows, cols, result_h, result_w, features;
+  const float* bias;  // or null
+  float least;        // results below it become it: 0 for ReLU, else -infinity
+  float* result;
+  uint8_t* winner;  // not null: ReLU and 2x2 pooling follow, and the result is the pooled one
+  // Where the weights have element (tap, k, f).
+  const float* weights;
+  int64_t weight_tap, weight_k, weight_f;
+};
+
+// U = G w G^T of the rows [begin, end) of a panel: [plane][panel][k][lanes of the panel].
+void transform_weights(const Convolution& conv, int64_t panel, int64_t begin, int64_t end,
+                       int64_t step, float* u) {
+  const int64_t vectors = panel_vectors(conv.features, panel);
+  const int64_t depth = conv.source.c, first = panel * panel_lanes;
+  for (int64_t k = begin; k < end; ++k) {
+    for (int64_t q = 0; q < vectors; ++q) {
+      const int64_t f = first + q * lanes, count = min(lanes, conv.features - f);
+      const float* w = conv.weights + k * conv.weight_k + f * conv.weight_f;
+      float* to = u + first * depth + (k * vectors + q) * lanes;
+      const auto read_row = [&](int i, vec(&taps)[3]) {
+        for (int j = 0; j < 3; ++j) {
+          const float* at = w + (i * 3 + j) * conv.weight_tap;
+          if (conv.weight_f == 1) {
+            taps[j] = count == lanes ? load(at) : load_n(at, count);
+          } else {
+            float gathered[lanes];
+            for (int64_t l = 0; l < lanes; ++l) {
+              gathered[l] = l < count ? at[l * conv.weight_f] : 0.0f;
+            }
+            taps[j] = load(gathered);
+          }
+        }
+      };
+      transform_square(TapsTransform(), read_row, to, step);
+    }
+  }
+}
+
+// Bias, ReLU and 2x2 max pooling of two rows of outputs; the pooled ones before dropout.
+inline void pool_rows(const Convolution& conv, const vec (&top)[out_side],
+                      const vec (&bottom)[out_side], vec bias, int64_t windows, int64_t count,
+                      float* y, uint8_t* winner) {
+  const vec dead = broadcast(static_cast<float>(pool_dead));
+#pragma GCC unroll 2
+  for (int j = 0; j < out_side / 2; ++j) {
+    if (j >= windows) break;
+    vec best = add(top[2 * j], bias), at = zero();
+    keep_maximum(add(top[2 * j + 1], bias), broadcast(1.0f), best, at);
+    keep_maximum(add(bottom[2 * j], bias), broadcast(2.0f), best, at);
+    keep_maximum(add(bottom[2 * j + 1], bias), broadcast(3.0f), best, at);
+    best = at_least(zero(), best);
+    at = add(dead, where_positive(best, sub(at, dead)));
+    if (count == lanes) {
+      store(y + j * conv.features, best);
+    } else {
+      store_n(y + j * conv.features, best, count);
+    }
+    store_bytes_n(winner + j * conv.features, at, count);
+  }
+}
+
+// Y = A^T M A of one tile and the vectors of features [begin, end), and what follows.
+void finish_tile(const Convolution& conv, const TilePosition& tile, int64_t begin, int64_t end,
+                 const float* m, int64_t step) {
+  const int64_t rows = min(out_side, conv.rows - tile.row);
+  const int64_t cols = min(out_side, conv.cols - tile.col);
+  const bool pooled = conv.winner != nullptr;
+  const int shift = pooled ? 1 : 0;
+  const int64_t at =
+      ((tile.image * conv.result_h + (tile.row >> shift)) * conv.result_w + (tile.col >> shift)) *
+      conv.features;
+  for (int64_t f = begin; f < end; f += lanes) {
+    const int64_t count = min(lanes, conv.features - f);
+    const vec bias = conv.bias == nullptr ? zero()
+                     : count == lanes     ? load(conv.bias + f)
+                                          : load_n(conv.bias + f, count);
+    vec y[out_side][out_side], half[side][out_side];
+    const float* row = m + f - begin;
+#pragma GCC unroll 6
+    for (int i = 0; i < side; ++i, row += side * step) {
+      vec values[side];
+#pragma GCC unroll 6
+      for (int j = 0; j < side; ++j) values[j] = load(row + j * step);
+      OutputTransform()(values, half[i]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < out_side; ++j) {
+      vec column[side], result[out_side];
+#pragma GCC unroll 6
+      for (int i = 0; i < side; ++i) column[i] = half[i][j];
+      OutputTransform()(column, result);
+#pragma GCC unroll 4
+      for (int i = 0; i < out_side; ++i) y[i][j] = result[i];
+    }
+    if (pooled) {
+      for (int i = 0; i < rows / 2; ++i) {
+        const int64_t to = at + i * conv.result_w * conv.features + f;
+        pool_rows(conv, y[2 * i], y[2 * i + 1], bias, cols / 2, count, conv.result + to,
+                  conv.winner + to);
+      }
+      continue;
+    }
+    const vec least = broadcast(conv.least);
+    for (int i = 0; i < rows; ++i) {
+      float* to = conv.result + at + i * conv.result_w * conv.features + f;
+      for (int j = 0; j < cols; ++j, to += conv.features) {
+        const vec v = at_least(least, add(y[i][j], bias));
+        if (count == lanes) {
+          store(to, v);
+        } else {
+          store_n(to, v, count);
+        }
+      }
+    }
+  }
+}
+
+// Tiles in a block, so that reading all of U once a block costs no more than reading and writing
+// what the block transforms.
+int64_t block_tiles(int64_t c, int64_t oc) {
+  constexpr int64_t least = 2 * max_tile_rows, most = 192;
+  return max(least, min(most, ceil_div(c * oc / (c + oc), max_tile_rows) * max_tile_rows));
+}
+
+void run(const Convolution& conv) {
+  const Tiles tiles(conv.n, conv.rows, conv.cols);
+  const int64_t depth = conv.source.c, depth_row = ceil_div(depth, lanes) * lanes;
+  const int64_t panels = panel_count(conv.features), width = padded_features(conv.features);
+  const int threads = num_threads();
+
+  // An item is a block of tiles and a part of the panels. Small batches are cut finer, first into
+  // smaller blocks, then by panels, which repeats the transforms of the input.
+  const int64_t wanted = items_per_thread * threads;
+  int64_t block = block_tiles(depth, conv.features);
+  if (ceil_div(tiles.count, block) < wanted) {
+    block = max(min(block, max_tile_rows), ceil_div(tiles.count, wanted));
+  }
+  const int64_t blocks = ceil_div(tiles.count, block);
+  const int64_t panel_parts = blocks >= threads ? 1 : min(panels, ceil_div(threads, blocks));
+  const int64_t part_width = min(width, ceil_div(panels, panel_parts) * panel_lanes);
+
+  const int64_t u_step = plane_step(depth * width);
+  const int64_t v_step = plane_step(block * depth_row), m_step = plane_step(block * part_width);
+  Scratch memory;
+  const int64_t u_at = memory.reserve<float>(planes * u_step);
+  const int64_t v_at = memory.reserve<float>(threads * planes * v_step);
+  const int64_t m_at = memory.reserve<float>(threads * planes * m_step);
+  memory.allocate();
+
+  float* const u = memory.at<float>(u_at);
+  constexpr int64_t rows_per_item = 16;
+  const int64_t row_parts = ceil_div(depth, rows_per_item);
+  parallel_for(threads, panels * row_parts, [&](int64_t item, int) {
+    const int64_t begin = item % row_parts * rows_per_item;
+    transform_weights(conv, item / row_parts, begin, min(depth, begin + rows_per_item), u_step, u);
+  });
+
+  parallel_for(threads, blocks * panel_parts, [&](int64_t item, int worker) {
+    const int64_t part = item % panel_parts;
+    const int64_t first = part_begin(tiles.count, blocks, item / panel_parts);
+    const int64_t count = part_begin(tiles.count, blocks, item / panel_parts + 1) - first;
+    const int64_t panel_begin = part_begin(panels, panel_parts, part);
+    const int64_t panel_end = part_begin(panels, panel_parts, part + 1);
+    const int64_t f_begin = panel_begin * panel_lanes, f_end = min(panel_end * panel_lanes, width);
+    float* const v = memory.at<float>(v_at) + worker * planes * v_step;
+    float* const m = memory.at<float>(m_at) + worker * planes * m_step;
+
+    TilePosition tile(tiles, first);
+    for (int64_t t = 0; t < count; ++t, tile.advance(tiles)) {
+      float* const to = v + t * depth_row;
+      const auto place = [=](int64_t c) { return to + c; };
+      const int64_t row = tile.row - conv.pad_top, col = tile.col - conv.pad_left;
+      if (conv.source.mask != nullptr) {
+        transform_patch<true>(InputTransform(), conv.source, tile.image, row, col, place, v_step);
+      } else {
+        transform_patch<false>(InputTransform(), conv.source, tile.image, row, col, place, v_step);
+      }
+    }
+
+    ProductTile product{};
+    product.a_row = depth_row;
+    product.depth = depth;
+    product.c_row = f_end - f_begin;
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+        const int64_t vectors = panel_vectors(conv.features, panel);
+        const int64_t row_tiles = ceil_div(count, tile_rows[vectors]);
+        product.b = u + plane * u_step + panel * panel_lanes * depth;
+        Parts parts(count, row_tiles);
+        int64_t t = 0;
+        for (int64_t i = 0; i < row_tiles; ++i) {
+          const int64_t rows = parts.next();
+          product.a = v + plane * v_step + t * depth_row;
+          product.c = m + plane * m_step + t * product.c_row + panel * panel_lanes - f_begin;
+          run_tile(product, vectors, rows);
+          t += rows;
+        }
+      }
+    }
+
+    tile = TilePosition(tiles, first);
+    for (int64_t t = 0; t < count; ++t, tile.advance(tiles)) {
+      finish_tile(conv, tile, f_begin, f_end, m + t * product.c_row, m_step);
+    }
+  });
+}
+
+// What the passes cost an image, in multiply-adds of the direct algorithm that take as long. That
+// the weights are transformed once a batch is left out: an image must get the same bits in any
+// batch.
+constexpr int64_t input_cost = 200, output_cost = 160;
+bool pays(int64_t rows, int64_t cols, int64_t c, int64_t oc) {
+  const MathMode mode = math_mode();
+  if (mode != MathMode::fp32) return mode == MathMode::winograd;
+  if (c < 8 || oc < 8) return false;
+  const int64_t tiles = ceil_div(rows, out_side) * ceil_div(cols, out_side);
+  return tiles * (planes * (c + 4) * oc + input_cost * c + output_cost * oc) <
+         rows * cols * 9 * c * oc;
+}
+
+}  // namespace
+
+bool winograd_fits(const Conv2dShape& s) {
+  return s.kh == 3 && s.kw == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
+         s.dilation_w == 1 && s.groups == 1;
+}
+bool winograd_pays(const Conv2dShape& s, int64_t rows, int64_t cols) {
+  return winograd_fits(s) && pays(rows, cols, s.c, s.oc);
+}
+bool winograd_pays_backward_data(const Conv2dShape& s) {
+  // Beyond two rows of padding the flipped kernel would need a negative one.
+  return winograd_fits(s) && s.pad_top <= 2 && s.pad_left <= 2 && pays(s.h, s.w, s.c, s.oc);
+}
+bool winograd_pays_backward_weights(const Conv2dShape& s) {
+  return winograd_fits(s) && pays(s.oh, s.ow, s.c, s.oc);
+}
+
+void conv2d_winograd(const Conv2dShape& s, Activation activation, const float* x, const float* w,
+                     const float* b, float* y) {
+  if (s.n == 0) return;
+  run({.source = {.data = x, .mask = nullptr, .h = s.h, .w = s.w, .c = s.c},
+       .n = s.n,
+       .pad_top = s.pad_top,
+       .pad_left = s.pad_left,
+       .rows = s.oh,
+       .cols = s.ow,
+       .result_h = s.oh,
+       .result_w = s.ow,
+       .features = s.oc,
+       .bias = b,
+       .least = activation == Activation::relu ? 0.0f : -HUGE_VALF,
+       .result = y,
+       .winner = nullptr,
+       .weights = w,
+       .weight_tap = s.c * s.oc,
+       .weight_k = s.oc,
+       .weight_f = 1});
+}
+
+void conv2d_winograd_pool(const ConvPoolShape& p, const float* x, const float* w, const float* b,
+                          float* y, uint8_t* winner) {
+  const Conv2dShape& s = p.conv;
+  if (s.n == 0) return;
+  run({.source = {.data = x, .mask = nullptr, .h = s.h, .w = s.w, .c = s.c},
+       .n = s.n,
+       .pad_top = s.pad_top,
+       .pad_left = s.pad_left,
+       .rows = 2 * p.ph,
+       .cols = 2 * p.pw,
+       .result_h = p.ph,
+       .result_w = p.pw,
+       .features = s.oc,
+       .bias = b,
+       .least = 0.0f,
+       .result = y,
+       .winner = winner,
+       .weights = w,
+       .weight_tap = s.c * s.oc,
+       .weight_k = s.oc,
+       .weight_f = 1});
+}
+
+void conv2d_winograd_backward_data(const Conv2dShape& s, Activation activation, const float* dy,
+                                   const float* y, const float* w, float* dx) {
+  if (s.n == 0) return;
+  run({.source = {.data = dy,
+                  .mask = activation == Activation::relu ? y : nullptr,
+                  .h = s.oh,
+                  .w = s.ow,
+                  .c = s.oc},
+       .n = s.n,
+       .pad_top = 2 - s.pad_top,
+       .pad_left = 2 - s.pad_left,
+       .rows = s.h,
+       .cols = s.w,
+       .result_h = s.h,
+       .result_w = s.w,
+       .features = s.c,
+       .bias = nullptr,
+       .least = -HUGE_VALF,
+       .result = dx,
+       .winner = nullptr,
+       // The kernel flipped: its last tap first.
+       .weights = w + 8 * s.c * s.oc,
+       .weight_tap = -s.c * s.oc,
+       .weight_k = 1,
+       .weight_f = s.oc});
+}
+
+// ---------------------------------------------------------------------------------------------
+// Weight gradient
+
+namespace {
+
+// Bytes of V and of the transformed dy that a stage has; they are shared by all threads.
+constexpr int64_t stage_bytes = 6 << 20;
+// The plane of the point 1 along both axes, where the transformed dy is the sum of the tile's.
+constexpr int64_t plane_of_sums = side + 1;
+
+}  // namespace
+
+void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
+                                      const float* y, const float* x, float* dw, float* db) {
+  const Tiles tiles(s.n, s.oh, s.ow);
+  const Source x_source{.data = x, .mask = nullptr, .h = s.h, .w = s.w, .c = s.c};
+  const Source dy_source{.data = dy,
+                         .mask = activation == Activation::relu ? y : nullptr,
+                         .h = s.oh,
+                         .w = s.ow,
+                         .c = s.oc};
+  const int64_t depth = ceil_div(s.c, lanes) * lanes, width = padded_features(s.oc);
+  const int64_t oc = s.oc, panels = panel_count(oc);
+  const int64_t tile_bytes = planes * (depth + width) * static_cast<int64_t>(sizeof(float));
+  const int64_t stage = max(1, min(tiles.count, max(2 * max_tile_rows, stage_bytes / tile_bytes)));
+  const int threads = num_threads();
+
+  // V: [plane][block of channels][tile][lanes]; the gradient: [plane][panel][tile][panel's lanes];
+  // the sums: [plane][panel][channel][panel's lanes].
+  const int64_t v_step = plane_step(stage * depth), m_step = plane_step(stage * width);
+  const int64_t sum_step = plane_step(depth * width);
+  Scratch memory;
+  const int64_t v_at = memory.reserve<float>(planes * v_step);
+  const int64_t m_at = memory.reserve<float>(planes * m_step);
+  const int64_t sums_at = memory.reserve<float>(planes * sum_step);
+  const int64_t bias_at = memory.reserve<float>(width);
+  memory.allocate();
+  float* const v = memory.at<float>(v_at);
+  float* const m = memory.at<float>(m_at);
+  float* const sums = memory.at<float>(sums_at);
+  float* const bias = memory.at<float>(bias_at);
+  for (int64_t f = 0; f < width; ++f) bias[f] = 0.0f;
+  if (tiles.count == 0) {
+    for (int64_t i = 0; i < planes * sum_step; ++i) sums[i] = 0.0f;
+  }
+
+  for (int64_t first = 0; first < tiles.count; first += stage) {
+    const int64_t count = min(stage, tiles.count - first);
+    constexpr int64_t tiles_per_item = 8;
+    parallel_for(threads, ceil_div(count, tiles_per_item), [&](int64_t item, int) {
+      const int64_t begin = item * tiles_per_item, end = min(begin + tiles_per_item, count);
+      TilePosition tile(tiles, first + begin);
+      for (int64_t t = begin; t < end; ++t, tile.advance(tiles)) {
+        float* const v_tile = v + t * lanes;
+        transform_patch<false>(
+            InputTransform(), x_source, tile.image, tile.row - s.pad_top, tile.col - s.pad_left,
+            [=](int64_t c) { return v_tile + c * count; }, v_step);
+        const auto place = [=](int64_t f) {
+          const int64_t panel = f / panel_lanes;
+          return m + panel * panel_lanes * count + t * panel_vectors(oc, panel) * lanes +
+                 f % panel_lanes;
+        };
+        if (dy_source.mask != nullptr) {
+          transform_patch<true>(GradientTransform(), dy_source, tile.image, tile.row, tile.col,
+                                place, m_step);
+        } else {
+          transform_patch<false>(GradientTransform(), dy_source, tile.image, tile.row, tile.col,
+                                 place, m_step);
+        }
+      }
+    });
+
+    parallel_for(threads, planes * panels, [&](int64_t item, int) {
+      const int64_t plane = item / panels, panel = item % panels;
+      const int64_t vectors = panel_vectors(s.oc, panel);
+      const float* const gradient = m + plane * m_step + panel * panel_lanes * count;
+      if (plane == plane_of_sums) {
+        for (int64_t q = 0; q < vectors; ++q) {
+          float* const to = bias + panel * panel_lanes + q * lanes;
+          vec sum = zero();
+          for (int64_t t = 0; t < count; ++t) {
+            sum = add(sum, load(gradient + (t * vectors + q) * lanes));
+          }
+          store(to, add(load(to), sum));
+        }
+      }
+      WeightsTile tile{};
+      tile.x_pixel = lanes;
+      tile.dy = gradient;
+      tile.rows = 1;
+      tile.pixels = count;
+      tile.overwrite = first == 0;
+      const int64_t row_tiles = ceil_div(s.c, tile_rows[vectors]);
+      Parts parts(s.c, row_tiles);
+      int64_t c = 0;
+      for (int64_t i = 0; i < row_tiles; ++i) {
+        const int64_t rows = parts.next();
+        for (int64_t r = 0; r < rows; ++r) {
+          tile.x[r] = v + plane * v_step + (c + r) / lanes * lanes * count + (c + r) % lanes;
+        }
+        tile.dw = sums + plane * sum_step + panel * panel_lanes * depth + c * vectors * lanes;
+        run_tile(tile, vectors, rows);
+        c += rows;
+      }
+    });
+  }
+
+  parallel_for(threads, panels * s.c, [&](int64_t item, int) {
+    const int64_t panel = item / s.c, c = item % s.c;
+    const int64_t vectors = panel_vectors(s.oc, panel);
+    for (int64_t q = 0; q < vectors; ++q) {
+      const int64_t f = panel * panel_lanes + q * lanes;
+      const float* const from = sums + panel * panel_lanes * depth + (c * vectors + q) * lanes;
+      const auto read_row = [&](int i, vec(&values)[side]) {
+        for (int j = 0; j < side; ++j) values[j] = load(from + (i * side + j) * sum_step);
+      };
+      float taps[9 * lanes];
+      transform_square(TapsGradientTransform(), read_row, taps, lanes);
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        store_n(dw + (tap * s.c + c) * oc + f, load(taps + tap * lanes), min(lanes, oc - f));
+      }
+    }
+  });
+  for (int64_t f = 0; f < s.oc && db != nullptr; ++f) db[f] = bias[f];
+}
+
+}  // namespace pyconv::cpu::PYCONV_ISA

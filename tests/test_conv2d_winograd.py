@@ -1,0 +1,172 @@
+"""Winograd's algorithm on every instruction set: against the reference, within its own bound.
+
+The bound is that of `sum_bound`, with the magnitude that the transforms' factors make of it: the
+algorithm itself on absolute values. A product meets the roundings of the sum over channels (or, in
+the weight gradient, over tiles) and those of the transforms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import reference
+from cases import CONV_CASES, ConvCase, named, reals
+from pyconv import kernels
+from reference import WINOGRAD_ROUNDINGS, assert_same_bits, assert_within, sum_bound
+
+CASES = tuple(
+    case
+    for case in CONV_CASES
+    if case.kernel == (3, 3)
+    and case.groups == 1
+    and case.strides in (1, (1, 1))
+    and case.dilation_rate in (1, (1, 1))
+)
+# More tiles than a block or stage has, borders in every position, channels that fill no vector.
+CASES += (
+    ConvCase("winograd_blocks", (40, 9, 11, 24), (3, 3), 36, padding="same"),
+    ConvCase("winograd_large", (2, 37, 41, 17), (3, 3), 72, padding="same", activation="relu"),
+    ConvCase("winograd_wide", (1, 6, 6, 130), (3, 3), 150, padding="same"),
+    ConvCase("winograd_full", (3, 5, 7, 8), (3, 3), 16, padding=2),
+)
+all_cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+
+
+@pytest.fixture(autouse=True)
+def winograd(math_mode):
+    math_mode("winograd")
+
+
+def pads(case: ConvCase) -> tuple:
+    *_, sides, _ = reference.conv_geometry(case.x, case.w, 1, case.padding, 1, 1)
+    return sides
+
+
+@all_cases
+def test_the_reference_algorithm_is_convolution(case):
+    x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
+    y = reference.conv2d(x, w, b, **case.geometry)
+    np.testing.assert_allclose(reference.winograd_conv2d(x, w, b, case.padding), y, atol=1e-10)
+    dy = reals("dy", y.shape)
+    dx, dw, _ = reference.conv2d_backward(dy, x, w, **case.geometry)
+    got = reference.winograd_backward_weights(dy, x, case.padding)
+    np.testing.assert_allclose(got, dw, atol=1e-10)
+    if np.max(pads(case)) <= 2:
+        got = reference.winograd_backward_data(dy, w, case.x, case.padding)
+        np.testing.assert_allclose(got, dx, atol=1e-10)
+
+
+@all_cases
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_reals_are_within_the_rounding_bound(isa, case, activation):
+    x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
+    c, f = case.w[2:]
+    y = kernels.conv2d(x, w, b, **case.geometry, activation=activation)
+    expected = reference.conv2d(x, w, b, **case.geometry, activation=activation)
+    size = reference.winograd_conv2d(x, w, b, case.padding, of=np.abs)
+    assert_within(y, expected, sum_bound(c + WINOGRAD_ROUNDINGS, size), f"y {case}")
+
+    dy = reals("dy", y.shape)
+    mask = np.maximum(reals("y", y.shape), 0)
+    options = case.geometry | {"activation": activation, "y": mask if activation else None}
+    dx, dw, db = kernels.conv2d_backward(dy, x, w, **options)
+    expected = reference.conv2d_backward(dy, x, w, **options)
+    dense = dy * (mask > 0) if activation else dy
+    n, oh, ow, _ = y.shape
+    if np.max(pads(case)) <= 2:  # it is computed directly with more
+        size = reference.winograd_backward_data(dense, w, case.x, case.padding, of=np.abs)
+        assert_within(dx, expected[0], sum_bound(f + WINOGRAD_ROUNDINGS, size), f"dx {case}")
+    tiles = n * -(-oh // 4) * -(-ow // 4)
+    size = reference.winograd_backward_weights(dense, x, case.padding, of=np.abs)
+    assert_within(dw, expected[1], sum_bound(tiles + WINOGRAD_ROUNDINGS, size), f"dw {case}")
+    size = np.abs(dense).sum((0, 1, 2))
+    assert_within(db, expected[2], sum_bound(n * oh * ow, size), f"db {case}")
+
+
+@all_cases
+def test_pooled_reals_are_within_the_rounding_bound(isa, case):
+    x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
+    convolved = reference.conv2d(x, w, b, **case.geometry)
+    if min(convolved.shape[1:3]) < 2:
+        pytest.skip("the output is smaller than a pooling window")
+    y, winner = kernels.conv2d_pool(x, w, b, **case.geometry, rate=0.3, seed=3)
+    expected, _ = reference.conv2d_pool(x, w, b, 0.3, 3, **case.geometry)
+    size = reference.winograd_conv2d(x, w, b, case.padding, of=np.abs)
+    bound = sum_bound(case.w[2] + WINOGRAD_ROUNDINGS + 2, reference.max_pool2d(size)[0] / 0.7)
+    assert_within(y, expected, bound, f"y {case}")
+    assert ((winner == 4) == (y == 0)).all()
+    # What wins is as large as the largest, but for the bound.
+    windows = convolved[:, : 2 * y.shape[1], : 2 * y.shape[2]]
+    windows = windows.reshape(y.shape[0], y.shape[1], 2, y.shape[2], 2, -1)
+    windows = windows.transpose(0, 1, 3, 5, 2, 4).reshape(*y.shape, 4)
+    chosen = np.take_along_axis(windows, np.minimum(winner, 3)[..., None], -1)[..., 0]
+    short = np.where(winner < 4, windows.max(-1) - chosen, 0)
+    assert (short <= 2 * bound).all()
+
+    dy = reals("dy", y.shape)
+    dx, dw, db = kernels.conv2d_pool_backward(dy, winner, x, w, **case.geometry, rate=0.3)
+    wanted = reference.conv2d_pool_backward(dy, winner, x, w, 0.3, **case.geometry)
+    for name, got, expected in zip(("dx", "dw", "db"), (dx, dw, db), wanted):
+        scale = np.abs(expected).max() + 1
+        np.testing.assert_allclose(got, expected, atol=1e-4 * scale, err_msg=f"{name} {case}")
+
+
+@all_cases
+def test_outputs_are_overwritten_and_nothing_around_them(isa, case, guarded):
+    x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
+    y = kernels.conv2d(x, w, b, **case.geometry)
+    dy = reals("dy", y.shape)
+    gradients = kernels.conv2d_backward(dy, x, w, **case.geometry)
+    for offset in (1, 7):
+        mine = [guarded.like(a, offset) for a in (x, w, b, dy)]
+        out = guarded.empty(y.shape, offset=offset)
+        kernels.conv2d(*mine[:3], **case.geometry, out=out)
+        assert_same_bits(out, y, str(case))
+        outs = [guarded.empty(a.shape, offset=offset) for a in (x, w, b)]
+        kernels.conv2d_backward(
+            mine[3], *mine[:2], **case.geometry, dx=outs[0], dw=outs[1], db=outs[2]
+        )
+        for got, expected in zip(outs, gradients):
+            assert_same_bits(got, expected, str(case))
+        guarded.check()
+
+
+@pytest.mark.parametrize("case", named(CONV_CASES, ("tutorial_conv2_n2", "in3_out17")), ids=str)
+def test_nothing_depends_on_threads_or_the_batch(isa, case, num_threads):
+    """An image's outputs are the same alone and in a batch, on any number of threads."""
+    n = 30
+    x = reals("x", (n, *case.x[1:]))
+    w, b = reals("w", case.w), reals("b", (case.filters,))
+    num_threads(1)
+    y = kernels.conv2d(x, w, b, **case.geometry)
+    gradients = kernels.conv2d_backward(y, x, w, **case.geometry)
+    assert_same_bits(kernels.conv2d(x[7:8].copy(), w, b, **case.geometry), y[7:8])
+    for threads in (2, 3, 7):
+        num_threads(threads)
+        assert_same_bits(kernels.conv2d(x, w, b, **case.geometry), y)
+        for got, expected in zip(
+            kernels.conv2d_backward(y, x, w, **case.geometry), gradients, strict=True
+        ):
+            assert_same_bits(got, expected)
+
+
+def test_empty_batch(isa):
+    x, w = np.ones((0, 6, 6, 8), np.float32), np.ones((3, 3, 8, 8), np.float32)
+    y = kernels.conv2d(x, w)
+    dx, dw, db = kernels.conv2d_backward(y, x, w)
+    assert y.shape == (0, 4, 4, 8) and dx.shape == x.shape and not dw.any() and not db.any()
+
+
+def test_the_default_takes_it_where_it_pays(isa, math_mode):
+    x, w = reals("x", (8, 18, 18, 32)), reals("w", (3, 3, 32, 32))
+    winograd = kernels.conv2d(x, w)
+    math_mode("fp32")
+    assert_same_bits(kernels.conv2d(x, w), winograd)
+    math_mode("direct")
+    assert (kernels.conv2d(x, w) != winograd).any()
+    math_mode("fp32")
+    narrow, kernel = reals("x", (8, 18, 18, 3)), reals("w", (3, 3, 3, 32))
+    default = kernels.conv2d(narrow, kernel)
+    math_mode("direct")
+    assert_same_bits(kernels.conv2d(narrow, kernel), default)
