@@ -94,6 +94,46 @@ inline void accumulate(const Term* terms, int64_t count, const float* rows, int6
   if (length > 0) accumulate_rest(terms, count, rows, length, sum);
 }
 
+// Appends what counts of a pooled pixel to the terms of its features. Dead ones are written too,
+// and overwritten by the next: a branch here would be guessed wrong half of the time.
+inline void sort_by_feature(int64_t features, float scale, const float* __restrict dy,
+                            const uint8_t* __restrict winner, const int32_t* __restrict rows,
+                            int64_t stride, Term* __restrict terms, int32_t* __restrict counts) {
+  for (int64_t f = 0; f < features; ++f) {
+    const int32_t count = counts[f];
+    const uint32_t k = winner[f];
+    Term& term = terms[f * stride + count];
+    term.row = rows[k & 3u];
+    term.value = dy[f] * scale;
+    counts[f] = count + (k < pool_dead ? 1 : 0);
+  }
+}
+
+// Appends what counts of a pooled pixel to the terms of the four positions; `rows` is the step from
+// a feature's row to the next one's. Returns the counts, 12 bits each, which add up in a register.
+inline uint64_t sort_by_position(int64_t features, float scale, const float* __restrict dy,
+                                 const uint8_t* __restrict winner, int32_t row, int32_t rows,
+                                 int64_t stride, Term* __restrict terms) {
+  uint64_t counts = 0;
+  for (int64_t f = 0; f < features; ++f, row += rows) {
+    // The caller's winner may hold anything.
+    const uint32_t k = winner[f] < pool_dead ? winner[f] : pool_dead;
+    Term& term = terms[k * stride + static_cast<int64_t>(counts >> (12 * k) & 0xfff)];
+    term.row = row;
+    term.value = dy[f] * scale;
+    counts += uint64_t{1} << (12 * k);
+  }
+  return counts;
+}
+
+// sum += the gradients that count.
+inline void add_alive(int64_t features, float scale, const float* __restrict dy,
+                      const uint8_t* __restrict winner, float* __restrict sum) {
+  for (int64_t f = 0; f < features; ++f) {
+    sum[f] += winner[f] < pool_dead ? dy[f] * scale : 0.0f;
+  }
+}
+
 // ---------------------------------------------------------------------------------------------
 // Geometry
 
@@ -262,6 +302,20 @@ void direct_pool(const ConvPoolShape& p, const float* x, const float* w, const f
   }
 }
 
+// Without branches, which random numbers would have guessed wrong.
+inline void drop_values(int64_t count, uint32_t last_dropped, float scale,
+                        const uint32_t* __restrict random, float* __restrict y,
+                        uint8_t* __restrict winner) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float kept = y[i] * scale;
+    y[i] = random[i] > last_dropped ? kept : 0.0f;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const uint8_t dropped = static_cast<uint8_t>(random[i] > last_dropped ? 0 : 0xff);
+    winner[i] = static_cast<uint8_t>((winner[i] & ~dropped) | (pool_dead & dropped));
+  }
+}
+
 void drop(int64_t size, const Dropout& d, float* y, uint8_t* winner) {
   const uint64_t offset = get(d.offset);
   const uint32_t last_dropped = static_cast<uint32_t>(d.threshold - 1);
@@ -270,15 +324,7 @@ void drop(int64_t size, const Dropout& d, float* y, uint8_t* winner) {
     for (int64_t i = begin; i < end; i += philox_values) {
       philox_block(static_cast<uint64_t>(i / 4), offset, d.seed, random);
       const int64_t count = min(philox_values, end - i);
-      float* __restrict values = y + i;
-      uint8_t* __restrict winners = winner + i;
-      for (int64_t j = 0; j < count; ++j) {
-        const float kept = values[j] * d.scale;
-        values[j] = random[j] > last_dropped ? kept : 0.0f;
-      }
-      for (int64_t j = 0; j < count; ++j) {
-        winners[j] = random[j] > last_dropped ? winners[j] : pool_dead;
-      }
+      drop_values(count, last_dropped, d.scale, random, y + i, winner + i);
     }
   });
 }
@@ -345,16 +391,9 @@ void conv2d_pool_backward_data(const ConvPoolShape& p, float scale, const float*
       for (int64_t ph = 0; ph < p.ph; ++ph) {
         for (int64_t pw = 0; pw < p.pw; ++pw) {
           const int64_t at = ((n * p.ph + ph) * p.pw + pw) * s.oc + first;
-          // The terms of the four positions and the dead; their counts are 12 bits each, so that
-          // they add up in a register.
-          uint64_t counts = 0;
-          for (int64_t f = 0; f < features; ++f) {
-            // The caller's winner may hold anything.
-            const int k = static_cast<int>(min(winner[at + f], pool_dead));
-            const int64_t i = static_cast<int64_t>(counts >> (12 * k) & 0xfff);
-            terms[k * block + i] = {static_cast<int32_t>((first + f) * patch), dy[at + f] * scale};
-            counts += uint64_t{1} << (12 * k);
-          }
+          const uint64_t counts = sort_by_position(features, scale, dy + at, winner + at,
+                                                   static_cast<int32_t>(first * patch),
+                                                   static_cast<int32_t>(patch), block, terms);
           for (int k = 0; k < pool_dead; ++k) {
             const int64_t count = static_cast<int64_t>(counts >> (12 * k) & 0xfff);
             if (count == 0) continue;
@@ -389,6 +428,11 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
     --band_rows;
   }
   const int64_t row = s.kw * s.c, patch = s.kh * row;
+  const int64_t most_terms = band_rows * p.pw;
+  constexpr int64_t together_bytes = 12 * 1024;
+  const int64_t together =
+      max(8, together_bytes / (most_vectors * lanes * static_cast<int64_t>(sizeof(float)) +
+                               most_terms * static_cast<int64_t>(sizeof(Term))));
   constexpr int64_t most_chunks = 16;
   const int64_t chunks = min(s.n, most_chunks);
   const int threads = num_threads();
@@ -399,7 +443,6 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
   Scratch memory;
   const int64_t sums_at = memory.reserve<float>(chunks * s.oc * patch);
   const int64_t bias_at = memory.reserve<float>(chunks * s.oc);
-  const int64_t most_terms = band_rows * p.pw;
   const int64_t terms_at = memory.reserve<Term>(threads * part * (most_terms + 1));
   const int64_t counts_at = memory.reserve<int32_t>(threads * part);
   const int64_t band_size = Band(p, 0, band_rows).size();
@@ -436,29 +479,32 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
         }
 
         for (int64_t f = 0; f < features; ++f) counts[f] = 0;
-        const int32_t offsets[pool_dead + 1] = {0, static_cast<int32_t>(band.step_w),
-                                                static_cast<int32_t>(band.step_h),
-                                                static_cast<int32_t>(band.step_h + band.step_w), 0};
+        const int32_t offsets[pool_dead] = {0, static_cast<int32_t>(band.step_w),
+                                            static_cast<int32_t>(band.step_h),
+                                            static_cast<int32_t>(band.step_h + band.step_w)};
         for (int64_t ph = 0; ph < rows; ++ph) {
           for (int64_t pw = 0; pw < p.pw; ++pw) {
             const int64_t at = ((n * p.ph + begin + ph) * p.pw + pw) * s.oc + first;
             const int32_t origin = static_cast<int32_t>(2 * (ph * band.step_h + pw * band.step_w));
-            for (int64_t f = 0; f < features; ++f) {
-              // The caller's winner may hold anything.
-              const int k = static_cast<int>(min(winner[at + f], pool_dead));
-              const float value = dy[at + f] * scale;
-              const int32_t count = counts[f];
-              terms[f * (most_terms + 1) + count] = {origin + offsets[k], value};
-              counts[f] = count + (k < pool_dead ? 1 : 0);
-              bias[f] += k < pool_dead ? value : 0.0f;
-            }
+            int32_t rows_of[pool_dead];
+            for (int k = 0; k < pool_dead; ++k) rows_of[k] = origin + offsets[k];
+            sort_by_feature(features, scale, dy + at, winner + at, rows_of, most_terms + 1, terms,
+                            counts);
+            add_alive(features, scale, dy + at, winner + at, bias);
           }
         }
-        for (int64_t f = 0; f < features; ++f) {
-          if (counts[f] == 0) continue;
+        // A few features at a time take their part of one row of the kernel, so that these, their
+        // terms and what they read of x stay in the first-level cache.
+        for (int64_t f0 = 0; f0 < features; f0 += together) {
+          const int64_t f1 = min(f0 + together, features);
           for (int64_t kh = 0; kh < s.kh; ++kh) {
-            accumulate(terms + f * (most_terms + 1), counts[f], from + kh * band.tap_h, row,
-                       sums + f * patch + kh * row);
+            for (int64_t at = 0; at < row; at += most_vectors * lanes) {
+              const int64_t length = min(most_vectors * lanes, row - at);
+              for (int64_t f = f0; f < f1; ++f) {
+                accumulate(terms + f * (most_terms + 1), counts[f], from + kh * band.tap_h + at,
+                           length, sums + f * patch + kh * row + at);
+              }
+            }
           }
         }
       }

@@ -35,7 +35,8 @@ struct Features {
     constexpr unsigned ymm_state = 0x6, zmm_state = 0xe6;
     if ((low & ymm_state) != ymm_state) return;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-    avx2 = b & bit_AVX2;
+    // The compiler may use BMI too: every processor with AVX2 so far has it.
+    avx2 = (b & bit_AVX2) && (b & bit_BMI) && (b & bit_BMI2);
 #if defined(PYCONV_EMULATE_AVX512)
     avx512 = avx2;
 #else

@@ -6,39 +6,42 @@
 
 namespace pyconv::cpu::PYCONV_ISA {
 
-// Counters run side by side: with fewer, GCC unrolls instead of vectorising.
-constexpr int64_t philox_counters = 64;
+constexpr int64_t philox_counters = 64;  // in a block
 constexpr int64_t philox_values = 4 * philox_counters;
 
 // The random words of the counters first, first + 1, ...: four each, in the elements' order.
 static inline void philox_block(uint64_t first, uint64_t offset, uint64_t seed,
                                 uint32_t (&out)[philox_values]) {
-  uint32_t c0[philox_counters], c1[philox_counters], c2[philox_counters], c3[philox_counters];
-  for (int64_t i = 0; i < philox_counters; ++i) {
-    const uint64_t counter = first + static_cast<uint64_t>(i);
-    c0[i] = static_cast<uint32_t>(counter);
-    c1[i] = static_cast<uint32_t>(counter >> 32);
-    c2[i] = static_cast<uint32_t>(offset);
-    c3[i] = static_cast<uint32_t>(offset >> 32);
-  }
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    for (int64_t i = 0; i < philox_counters; ++i) {
-      const uint64_t p0 = uint64_t{0xD2511F53u} * c0[i];
-      const uint64_t p1 = uint64_t{0xCD9E8D57u} * c2[i];
-      c0[i] = static_cast<uint32_t>(p1 >> 32) ^ c1[i] ^ k0;
-      c1[i] = static_cast<uint32_t>(p1);
-      c2[i] = static_cast<uint32_t>(p0 >> 32) ^ c3[i] ^ k1;
-      c3[i] = static_cast<uint32_t>(p0);
+  constexpr int64_t group = wide_lanes;
+  const wide multiplier0 = wide_broadcast(0xD2511F53u), multiplier1 = wide_broadcast(0xCD9E8D57u);
+  uint64_t firsts[group];
+  for (int64_t j = 0; j < group; ++j) firsts[j] = first + static_cast<uint64_t>(j);
+  wide counters = wide_load(firsts);
+  for (int64_t i = 0; i < philox_counters; i += group) {
+    // Each lane has one word of a counter in its low half; what is above it counts for nothing.
+    wide c0 = counters, c1 = wide_high(c0);
+    counters = wide_add(counters, wide_broadcast(group));
+    wide c2 = wide_broadcast(offset), c3 = wide_high(c2);
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      const wide p0 = wide_multiply(multiplier0, c0), p1 = wide_multiply(multiplier1, c2);
+      c0 = wide_xor(wide_xor(wide_high(p1), c1), wide_broadcast(k0));
+      c1 = p1;
+      c2 = wide_xor(wide_xor(wide_high(p0), c3), wide_broadcast(k1));
+      c3 = p0;
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
     }
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  for (int64_t i = 0; i < philox_counters; ++i) {
-    out[4 * i + 0] = c0[i];
-    out[4 * i + 1] = c1[i];
-    out[4 * i + 2] = c2[i];
-    out[4 * i + 3] = c3[i];
+    uint64_t words01[group], words23[group];
+    wide_store(words01, wide_join(c0, c1));
+    wide_store(words23, wide_join(c2, c3));
+    for (int64_t j = 0; j < group; ++j) {
+      uint32_t* to = out + 4 * (i + j);
+      to[0] = static_cast<uint32_t>(words01[j]);
+      to[1] = static_cast<uint32_t>(words01[j] >> 32);
+      to[2] = static_cast<uint32_t>(words23[j]);
+      to[3] = static_cast<uint32_t>(words23[j] >> 32);
+    }
   }
 }
 

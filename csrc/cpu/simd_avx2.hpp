@@ -65,4 +65,26 @@ static inline void store_bytes_n(uint8_t* p, vec v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = all[i];
 }
 
+// Vectors of 64-bit integers.
+using wide = __m256i;
+constexpr int wide_lanes = 4;
+static inline wide wide_broadcast(uint64_t value) {
+  return _mm256_set1_epi64x(static_cast<int64_t>(value));
+}
+static inline wide wide_load(const uint64_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+static inline void wide_store(uint64_t* p, wide v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+}
+static inline wide wide_add(wide a, wide b) { return _mm256_add_epi64(a, b); }
+static inline wide wide_xor(wide a, wide b) { return _mm256_xor_si256(a, b); }
+// The product of the low halves.
+static inline wide wide_multiply(wide a, wide b) { return _mm256_mul_epu32(a, b); }
+static inline wide wide_high(wide v) { return _mm256_srli_epi64(v, 32); }
+// The low half of one below the low half of the other.
+static inline wide wide_join(wide low, wide high) {
+  return _mm256_blend_epi32(low, _mm256_slli_epi64(high, 32), 0xaa);
+}
+
 }  // namespace pyconv::cpu::PYCONV_ISA

@@ -64,4 +64,22 @@ static inline void store_bytes_n(uint8_t* p, vec v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = all[i];
 }
 
+// Vectors of 64-bit integers. Masked forms where GCC 12 warns falsely about the plain ones.
+using wide = __m512i;
+constexpr int wide_lanes = 8;
+static inline wide wide_broadcast(uint64_t value) {
+  return _mm512_set1_epi64(static_cast<int64_t>(value));
+}
+static inline wide wide_load(const uint64_t* p) { return _mm512_loadu_si512(p); }
+static inline void wide_store(uint64_t* p, wide v) { _mm512_storeu_si512(p, v); }
+static inline wide wide_add(wide a, wide b) { return _mm512_add_epi64(a, b); }
+static inline wide wide_xor(wide a, wide b) { return _mm512_xor_si512(a, b); }
+// The product of the low halves.
+static inline wide wide_multiply(wide a, wide b) { return _mm512_maskz_mul_epu32(0xff, a, b); }
+static inline wide wide_high(wide v) { return _mm512_maskz_srli_epi64(0xff, v, 32); }
+// The low half of one below the low half of the other.
+static inline wide wide_join(wide low, wide high) {
+  return _mm512_mask_blend_epi32(0xaaaa, low, _mm512_maskz_slli_epi64(0xff, high, 32));
+}
+
 }  // namespace pyconv::cpu::PYCONV_ISA

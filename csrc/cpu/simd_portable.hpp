@@ -102,4 +102,29 @@ static inline void store_bytes_n(uint8_t* p, vec v, int64_t n) {
   }
 }
 
+// Vectors of 64-bit integers.
+constexpr int wide_lanes = 2;
+struct wide {
+  uint64_t lane[wide_lanes];
+};
+static inline wide wide_load(const uint64_t* p) { return {{p[0], p[1]}}; }
+static inline void wide_store(uint64_t* p, wide v) { p[0] = v.lane[0], p[1] = v.lane[1]; }
+static inline wide wide_broadcast(uint64_t value) { return {{value, value}}; }
+static inline wide wide_add(wide a, wide b) {
+  return {{a.lane[0] + b.lane[0], a.lane[1] + b.lane[1]}};
+}
+static inline wide wide_xor(wide a, wide b) {
+  return {{a.lane[0] ^ b.lane[0], a.lane[1] ^ b.lane[1]}};
+}
+// The product of the low halves.
+static inline uint64_t low_half(uint64_t v) { return v & 0xffffffffu; }
+static inline wide wide_multiply(wide a, wide b) {
+  return {{low_half(a.lane[0]) * low_half(b.lane[0]), low_half(a.lane[1]) * low_half(b.lane[1])}};
+}
+static inline wide wide_high(wide v) { return {{v.lane[0] >> 32, v.lane[1] >> 32}}; }
+// The low half of one below the low half of the other.
+static inline wide wide_join(wide a, wide b) {
+  return {{low_half(a.lane[0]) | b.lane[0] << 32, low_half(a.lane[1]) | b.lane[1] << 32}};
+}
+
 }  // namespace pyconv::cpu::PYCONV_ISA
