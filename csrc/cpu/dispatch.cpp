@@ -32,7 +32,7 @@ struct Features {
     if (!osxsave || !avx || !fma) return;
     unsigned low, high;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    constexpr unsigned ymm_state = 0x6, zmm_state = 0xe6;
+    constexpr unsigned ymm_state = 0x6;
     if ((low & ymm_state) != ymm_state) return;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
     // The compiler may use BMI too: every processor with AVX2 so far has it.
@@ -40,6 +40,7 @@ struct Features {
 #if defined(PYCONV_EMULATE_AVX512)
     avx512 = avx2;
 #else
+    constexpr unsigned zmm_state = 0xe6;
     constexpr unsigned needed = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
     avx512 = avx2 && (low & zmm_state) == zmm_state && (b & needed) == needed;
 #endif

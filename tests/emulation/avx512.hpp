@@ -1,5 +1,5 @@
 // AVX-512 intrinsics on a machine without them, so that tests can run that path anywhere: SIMDe's,
-// and two that its release in Debian 12 lacks. Included before everything else in the AVX-512
+// and those that its release in Debian 12 lacks. Included before everything else in the AVX-512
 // objects of a build with PYCONV_EMULATE_AVX512=ON; never in a wheel.
 #pragma once
 
@@ -25,7 +25,36 @@ static inline void emulated_mask_storeu_ps(float* p, __mmask16 mask, __m512 v) {
   }
 }
 
+// These are used with all lanes selected only.
+static inline __m512i emulated_maskz_cvttps_epi32(__mmask16, __m512 v) {
+  float lanes[16];
+  simde_mm512_storeu_ps(lanes, v);
+  int32_t words[16];
+  for (int i = 0; i < 16; ++i) words[i] = static_cast<int32_t>(lanes[i]);
+  return simde_mm512_loadu_si512(words);
+}
+
+static inline __m128i emulated_maskz_cvtepi32_epi8(__mmask16, __m512i v) {
+  int32_t words[16];
+  simde_mm512_storeu_si512(words, v);
+  int8_t bytes[16];
+  for (int i = 0; i < 16; ++i) bytes[i] = static_cast<int8_t>(words[i]);
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+}
+
+static inline __m512i emulated_maskz_srli_epi64(__mmask8, __m512i v, unsigned count) {
+  return simde_mm512_srli_epi64(v, count);
+}
+
+static inline __m512i emulated_maskz_slli_epi64(__mmask8, __m512i v, unsigned count) {
+  return simde_mm512_slli_epi64(v, count);
+}
+
 }  // namespace pyconv::cpu::PYCONV_ISA
 
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
 #define _mm512_mask_storeu_ps emulated_mask_storeu_ps
+#define _mm512_maskz_cvttps_epi32 emulated_maskz_cvttps_epi32
+#define _mm512_maskz_cvtepi32_epi8 emulated_maskz_cvtepi32_epi8
+#define _mm512_maskz_srli_epi64 emulated_maskz_srli_epi64
+#define _mm512_maskz_slli_epi64 emulated_maskz_slli_epi64
