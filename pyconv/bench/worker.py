@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TRIAL = 0.7  # seconds that a mode has to show that it is the fastest
+TRIALS, TRIAL = 3, 0.3  # how often a mode may show that it is the fastest, and for how many seconds
 CHECKED = 16  # images whose outputs are compared
 CHUNK = 32  # training steps before the weights are initial again
 
@@ -106,8 +106,9 @@ class Worker:
             outputs = mode.outputs()[:CHECKED].tolist()
             for _ in range(2):  # compiled at the first call, settled at the second
                 mode.run(1)
-            count, seconds = measure(mode, TRIAL)
-            candidates[mode.name] = count * batch / seconds
+            # The best of several: on a busy machine a single one may pick the wrong mode.
+            measured = [measure(mode, TRIAL) for _ in range(TRIALS)]
+            candidates[mode.name] = max(count * batch / seconds for count, seconds in measured)
             if candidates[mode.name] == max(candidates.values()):
                 self.mode, best = mode, outputs
         return {
