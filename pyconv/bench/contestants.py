@@ -1,0 +1,480 @@
+"""How each framework trains the network and infers with it, in its best form.
+
+This module also runs in interpreters without pyconv: only the standard library, NumPy and, within
+the functions, the framework itself.
+
+A contestant offers *modes*, the ways in which it might be fastest; whoever measures takes the
+fastest. All modes do float32 arithmetic. Inference ends with the probabilities in host memory, call
+by call. Training is a step on a batch that lies ready in the layout that the framework likes best:
+forward pass with dropout, mean cross entropy of the softmax, gradients, RMSprop.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import networks
+from .networks import Floats
+
+TRAINING, INFERENCE = "training", "inference"
+TASKS = (TRAINING, INFERENCE)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to do the work.
+
+    Attributes:
+        name: what tells it from the contestant's other modes.
+        run: makes so many training steps, or infers so many times; returns when all is computed.
+        outputs: the probabilities (N, classes) of the batch under the initial weights.
+        parameters: how many the network has.
+        reset: gives the network its initial weights back.
+    """
+
+    name: str
+    run: Callable[[int], Any]
+    outputs: Callable[[], Floats]
+    parameters: int
+    reset: Callable[[], Any] = lambda: None
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A framework, or one of its faces.
+
+    Attributes:
+        title: for people.
+        modules: what must be importable, and whose versions are reported.
+        modes: (task, batch, threads) -> the modes, made one by one when asked for.
+        tasks: what it can do.
+        environment: variables that must be set before the process starts.
+        avx2: variables that keep it to AVX2; None if nothing does.
+    """
+
+    title: str
+    modules: tuple[str, ...]
+    modes: Callable[[str, int, int], Iterator[Mode]]
+    tasks: tuple[str, ...] = TASKS
+    environment: dict[str, str] = field(default_factory=dict)
+    avx2: dict[str, str] | None = None
+
+    def versions(self) -> dict[str, str]:
+        """The versions of its modules, which must be importable."""
+        return {name: importlib.import_module(name).__version__ for name in self.modules}
+
+
+def repeat(function: Callable[[], Any]) -> Callable[[int], Any]:
+    """Calls it so many times; returns what the last call did."""
+
+    def run(count: int) -> Any:
+        result = None
+        for _ in range(count):
+            result = function()
+        return result
+
+    return run
+
+
+# pyconv
+
+
+def _pyconv(task: str, batch: int, threads: int) -> Iterator[Mode]:
+    import pyconv
+
+    pyconv.set_num_threads(threads)
+    x, y = networks.data(batch)
+    model = networks.layers(pyconv)
+    model.compile(
+        pyconv.optimizers.RMSprop(1e-3, rho=0.9, epsilon=1e-7), "categorical_crossentropy"
+    )
+    initial = networks.weights()
+    model.set_weights(initial)
+    train, infer = lambda: model.train_on_batch(x, y), lambda: model.predict_on_batch(x)
+    yield Mode(
+        pyconv.isa(),
+        repeat(train if task == TRAINING else infer),
+        infer,
+        model.count_params(),
+        lambda: model.set_weights(initial),
+    )
+
+
+# PyTorch
+
+
+class _Torch:
+    """The network in PyTorch, its batch and its optimizer."""
+
+    def __init__(self, batch: int, threads: int, channels_last: bool) -> None:
+        import torch
+        from torch import nn
+
+        torch.set_num_threads(threads)
+        modules: list[Any] = []
+        for index, (channels, filters, padding) in enumerate(networks.CONVOLUTIONS):
+            modules.append(nn.Conv2d(channels, filters, 3, padding=int(padding == "same")))
+            modules.append(nn.ReLU(inplace=True))
+            if index % 2:
+                modules += [nn.MaxPool2d(2), nn.Dropout(networks.POOL_DROPOUT)]
+        features = int(np.prod(networks.POOLED))
+        modules += [nn.Flatten(), nn.Linear(features, networks.UNITS), nn.ReLU(inplace=True)]
+        modules.append(nn.Dropout(networks.DENSE_DROPOUT))
+        modules.append(nn.Linear(networks.UNITS, networks.CLASSES))
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = nn.Sequential(*modules).to(memory_format=self.format)
+        self.parameters = list(self.model.parameters())
+        self.initial = [torch.from_numpy(array) for array in networks.weights_channels_first()]
+        self.reset()
+        x, y = networks.data(batch)
+        self.x = torch.from_numpy(x.transpose(0, 3, 1, 2)).contiguous(memory_format=self.format)
+        self.y = torch.from_numpy(y.argmax(1))
+
+    def reset(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, self.initial):
+                parameter.copy_(value)
+
+    def training(self, name: str, compiled: bool) -> Mode:
+        import torch
+
+        optimizer = torch.optim.RMSprop(self.parameters, lr=1e-3, alpha=0.9, eps=1e-7)
+
+        def loss_of(x: Any, y: Any) -> Any:
+            return torch.nn.functional.cross_entropy(self.model(x), y)
+
+        loss_function = torch.compile(loss_of, dynamic=False) if compiled else loss_of
+        update = torch.compile(optimizer.step) if compiled else optimizer.step
+
+        def train() -> Any:
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_function(self.x, self.y)
+            loss.backward()
+            update()
+            return loss
+
+        def run(count: int) -> Any:
+            self.model.train()
+            return repeat(train)(count).item()
+
+        return Mode(name, run, lambda: self.infer(self.model), self.count(), self.reset)
+
+    def inference(self, name: str, model: Callable[[Any], Any]) -> Mode:
+        self.model.eval()
+        return Mode(
+            name, repeat(lambda: self.infer(model)), lambda: self.infer(model), self.count()
+        )
+
+    def infer(self, model: Callable[[Any], Any]) -> Any:
+        import torch
+
+        self.model.eval()
+        with torch.no_grad():
+            return torch.softmax(model(self.x), 1).numpy()
+
+    def count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters)
+
+
+def _torch_eager(channels_last: bool) -> Callable[[str, int, int], Iterator[Mode]]:
+    def modes(task: str, batch: int, threads: int) -> Iterator[Mode]:
+        network = _Torch(batch, threads, channels_last)
+        name = "channels_last" if channels_last else "contiguous"
+        if task == TRAINING:
+            yield network.training(name, compiled=False)
+        else:
+            yield network.inference(name, network.model)
+
+    return modes
+
+
+def _torch_compile(task: str, batch: int, threads: int) -> Iterator[Mode]:
+    import torch
+
+    # What was compiled for other tasks would count as recompilations, of which few are allowed.
+    torch._dynamo.reset()
+    for channels_last in (True, False):
+        name = "channels_last" if channels_last else "contiguous"
+        if task == TRAINING:
+            yield _Torch(batch, threads, channels_last).training(name, compiled=True)
+            continue
+        for freezing in (True, False):
+            network = _Torch(batch, threads, channels_last)
+            compiled = torch.compile(network.model, dynamic=False, options={"freezing": freezing})
+            yield network.inference(name + ", freezing" * freezing, compiled)
+
+
+# Keras
+
+
+def _keras_tensorflow(task: str, batch: int, threads: int) -> Iterator[Mode]:
+    import keras
+    import tensorflow as tf
+
+    if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    x, y = (tf.constant(array) for array in networks.data(batch))
+    initial = networks.weights()
+
+    def mode(jit_compile: bool) -> Mode:
+        model = networks.layers(keras)
+        model.set_weights(initial)
+        predict = tf.function(lambda x: model(x, training=False), jit_compile=jit_compile)
+        predict = predict.get_concrete_function(x)
+
+        def infer() -> Any:
+            return predict(x).numpy()
+
+        run = repeat(infer)
+        if task == TRAINING:
+            model.compile(
+                _keras_rmsprop(keras), "categorical_crossentropy", jit_compile=jit_compile
+            )
+            # What fit() runs in its loop: this is fit() without what it does once an epoch.
+            model.make_train_function()
+            step = model.train_function
+            batches = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
+
+            def run(count: int) -> float:
+                return float(repeat(lambda: step(batches))(count)["loss"])
+
+        return Mode(
+            f"jit_compile={jit_compile}",
+            run,
+            infer,
+            model.count_params(),
+            lambda: model.set_weights(initial),
+        )
+
+    yield mode(jit_compile=False)  # what "auto" chooses on a CPU
+    yield mode(jit_compile=True)
+
+
+def _keras_jax(task: str, batch: int, threads: int) -> Iterator[Mode]:
+    import jax
+    import keras
+
+    x, y = (jax.device_put(array) for array in networks.data(batch))
+    model = networks.layers(keras)
+    model.set_weights(networks.weights())
+    optimizer = _keras_rmsprop(keras)
+    optimizer.build(model.trainable_variables)
+
+    def values(variables: Any) -> list[Any]:
+        return [np.asarray(variable.value) for variable in variables]
+
+    initial = [
+        values(model.trainable_variables),
+        values(model.non_trainable_variables),
+        values(optimizer.variables),
+    ]
+    trainable, others, _ = initial
+    predict = jax.jit(lambda *state: model.stateless_call(*state, training=False)[0])
+    state = jax.device_put(trainable), jax.device_put(others)
+
+    def infer() -> Any:
+        return np.asarray(predict(*state, x))
+
+    if task == INFERENCE:
+        yield Mode("jit", repeat(infer), infer, model.count_params())
+        return
+
+    def loss_of(trainable: Any, others: Any) -> Any:
+        predictions, others = model.stateless_call(trainable, others, x, training=True)
+        return keras.losses.categorical_crossentropy(y, predictions).mean(), others
+
+    def step(trainable: Any, others: Any, slots: Any) -> Any:
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, others), gradients = gradient(trainable, others)
+        trainable, slots = optimizer.stateless_apply(slots, gradients, trainable)
+        return (trainable, others, slots), loss
+
+    compiled = jax.jit(step, donate_argnums=(0, 1, 2))
+    training: list[Any] = []
+
+    def reset() -> None:
+        training[:] = jax.device_put(jax.tree.map(np.copy, initial))
+
+    def run(count: int) -> float:
+        loss = None
+        for _ in range(count):
+            training[:], loss = compiled(*training)
+        return float(jax.block_until_ready((loss, training))[0])
+
+    reset()
+    yield Mode("jit", run, infer, model.count_params(), reset)
+
+
+def _keras_rmsprop(keras: Any) -> Any:
+    return keras.optimizers.RMSprop(learning_rate=1e-3, rho=0.9, epsilon=1e-7)
+
+
+# Inference engines
+
+
+def onnx_model(batch: int) -> Any:
+    """The network for inference as an ONNX model whose input "x" is NCHW."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    nodes: list[Any] = []
+    initializers: list[Any] = []
+    arrays = iter(networks.weights_channels_first())
+    last = "x"
+
+    def add(operator: str, parameters: int = 0, **attributes: Any) -> None:
+        nonlocal last
+        inputs = [last]
+        for _ in range(parameters):
+            inputs.append(f"weight{len(initializers)}")
+            initializers.append(numpy_helper.from_array(next(arrays), inputs[-1]))
+        last = f"{operator.lower()}{len(nodes)}"
+        nodes.append(helper.make_node(operator, inputs, [last], **attributes))
+
+    for index, (_, _, padding) in enumerate(networks.CONVOLUTIONS):
+        add("Conv", 2, kernel_shape=[3, 3], pads=[int(padding == "same")] * 4)
+        add("Relu")
+        if index % 2:
+            add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
+    add("Flatten")
+    add("Gemm", 2, transB=1)
+    add("Relu")
+    add("Gemm", 2, transB=1)
+    add("Softmax")
+    height, width, channels = networks.IMAGE
+    image = [batch, channels, height, width]
+    graph = helper.make_graph(
+        nodes,
+        "tutorial",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, image)],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, [batch, networks.CLASSES])],
+        initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    checker.check_model(model)
+    return model
+
+
+def _onnx_parameters(model: Any) -> int:
+    return sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+
+
+def _images_first(batch: int) -> Floats:
+    return np.ascontiguousarray(networks.data(batch)[0].transpose(0, 3, 1, 2))
+
+
+def _onnxruntime(task: str, batch: int, threads: int) -> Iterator[Mode]:
+    import onnxruntime
+
+    model = onnx_model(batch)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feed = {"x": _images_first(batch)}
+
+    def infer() -> Any:
+        return session.run(None, feed)[0]
+
+    yield Mode("all optimizations", repeat(infer), infer, _onnx_parameters(model))
+
+
+def _openvino(task: str, batch: int, threads: int) -> Iterator[Mode]:
+    import openvino
+
+    x = _images_first(batch)
+    for streams in (1, threads):
+        if streams > 1 and batch % streams:
+            continue
+        model = onnx_model(batch // streams)
+        compiled = openvino.Core().compile_model(
+            openvino.Core().read_model(model.SerializeToString()),
+            "CPU",
+            {
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": streams,
+                # Not bfloat16, which it would choose by itself where the processor has it.
+                "INFERENCE_PRECISION_HINT": "f32",
+            },
+        )
+        requests = [compiled.create_infer_request() for _ in range(streams)]
+        for request, part in zip(requests, np.split(x, streams)):
+            request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(part)))
+
+        def infer(requests: list[Any] = requests) -> Any:
+            for request in requests:
+                request.start_async()
+            for request in requests:
+                request.wait()
+            return np.concatenate([request.get_output_tensor().data for request in requests])
+
+        yield Mode(f"{streams} streams", repeat(infer), infer, _onnx_parameters(model))
+        if threads == 1:
+            return
+
+
+_TORCH_AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+_XLA_AVX2 = {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}
+
+CONTESTANTS = {
+    "pyconv": Contestant(
+        "pyconv",
+        ("pyconv",),
+        _pyconv,
+        environment={"PYCONV_DEVICE": "cpu"},
+        avx2={"PYCONV_FORCE_ISA": "avx2"},
+    ),
+    "torch": Contestant("PyTorch", ("torch",), _torch_eager(False), avx2=_TORCH_AVX2),
+    "torch-channels-last": Contestant(
+        "PyTorch channels_last", ("torch",), _torch_eager(True), avx2=_TORCH_AVX2
+    ),
+    "torch-compile": Contestant(
+        "PyTorch compiled",
+        ("torch",),
+        _torch_compile,
+        environment={"TORCHINDUCTOR_COMPILE_THREADS": "1"},  # no idle processes beside it
+        avx2=_TORCH_AVX2,
+    ),
+    "keras-tensorflow": Contestant(
+        "Keras on TensorFlow",
+        ("keras", "tensorflow"),
+        _keras_tensorflow,
+        environment={"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2"},
+        avx2={"ONEDNN_MAX_CPU_ISA": "AVX2", **_XLA_AVX2},
+    ),
+    "keras-jax": Contestant(
+        "Keras on JAX",
+        ("keras", "jax"),
+        _keras_jax,
+        environment={"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        avx2=_XLA_AVX2,
+    ),
+    "onnxruntime": Contestant(
+        "ONNX Runtime", ("onnxruntime", "onnx"), _onnxruntime, tasks=(INFERENCE,)
+    ),
+    "openvino": Contestant("OpenVINO", ("openvino", "onnx"), _openvino, tasks=(INFERENCE,)),
+}
+
+
+def environment(name: str, threads: int, isa: str | None) -> dict[str, str]:
+    """The environment of a contestant's process.
+
+    Raises:
+        ValueError: if nothing can keep it to the instruction set.
+    """
+    contestant = CONTESTANTS[name]
+    limits = {None: {}, "avx2": contestant.avx2}.get(isa)
+    if limits is None:
+        raise ValueError(f"nothing limits {contestant.title} to {isa}")
+    common = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "-1"}
+    return {**os.environ, **common, **contestant.environment, **limits}
