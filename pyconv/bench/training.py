@@ -23,6 +23,7 @@ from pyconv.bench import memory, networks
 from pyconv.bench.contestants import CONTESTANTS, TASKS, TRAINING
 from pyconv.bench.processes import ContestantError, Process, interpreters
 from pyconv.bench.rounds import fastest, interleave, ratio, spread
+from pyconv.bench.worker import busy_seconds
 
 TOLERANCE = 1e-4  # of probabilities, under the same weights
 NOISY = 0.05  # share of the processors that other processes may take without a warning
@@ -49,8 +50,8 @@ def compare(
         processes: by contestant; pyconv's first, if it is there.
         rounds, seconds: how many turns each has, and how long one lasts at least.
         missing: gets the contestants that cannot take part, and why.
-        patience: for so many seconds, turns are repeated in which other processes took more than
-            NOISY of the processors.
+        patience: for so many seconds, turns wait until other processes take no more than NOISY of
+            the processors, and are repeated if that changes meanwhile.
 
     Returns:
         What `print_comparison` prints, as plain values.
@@ -76,10 +77,10 @@ def compare(
     def turn(name: str) -> dict[str, Any]:
         progress(f"{task}, batch {batch}: {CONTESTANTS[name].title}")
         while True:
+            wait_until_quiet(deadline)
             answer = processes[name].ask("run", seconds=seconds)
-            if (answer["others"] or 0.0) <= NOISY or time.monotonic() > deadline:
+            if (answer["others"] or 0.0) <= NOISY or time.monotonic() >= deadline:
                 return answer
-            time.sleep(1)
 
     turns = interleave({name: partial(turn, name) for name in prepared}, rounds)
     progress("")
@@ -94,6 +95,19 @@ def compare(
         if OURS in rates and name != OURS:
             answer["ratio"] = asdict(ratio(rates[OURS], rates[name]))
     return {"task": task, "batch": batch, "fastest_peer": rival, "contestants": prepared}
+
+
+def wait_until_quiet(deadline: float) -> None:
+    """Returns when other processes leave the machine alone, or at the deadline."""
+    interval = 0.5
+    while time.monotonic() < deadline:
+        before = busy_seconds()
+        time.sleep(interval)
+        after = busy_seconds()
+        if before is None or after is None:
+            return
+        if after - before <= NOISY * interval * (os.cpu_count() or 1):
+            return
 
 
 def check_same_work(parameters: int, outputs: Any, reference: Any) -> None:
@@ -268,7 +282,8 @@ def parser() -> argparse.ArgumentParser:
         type=_positive(float),
         default=0.0,
         metavar="S",
-        help="repeat turns that other processes disturb, for so many seconds a table; default: 0",
+        help="for so many seconds a table, wait for a quiet machine before each turn, and repeat "
+        "turns that other processes disturb; default: 0",
     )
     add(
         "--contestants",
