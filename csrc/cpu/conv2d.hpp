@@ -6,6 +6,20 @@
 
 namespace pyconv::cpu::PYCONV_ISA {
 
+// ReLU and max pooling of a window of four vectors, row by row.
+struct PooledWindow {
+  vec y, winner;  // as conv2d_pool writes them, before dropout
+};
+static inline PooledWindow pool_window(vec v0, vec v1, vec v2, vec v3) {
+  vec best = v0, at = zero();
+  keep_maximum(v1, broadcast(1.0f), best, at);
+  keep_maximum(v2, broadcast(2.0f), best, at);
+  keep_maximum(v3, broadcast(3.0f), best, at);
+  best = at_least(zero(), best);
+  const vec dead = broadcast(static_cast<float>(pool_dead));
+  return {best, add(dead, where_positive(best, sub(at, dead)))};
+}
+
 // conv2d_direct.cpp: any shape.
 void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                    const float* b, float* y);

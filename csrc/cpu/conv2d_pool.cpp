@@ -260,24 +260,14 @@ float* dense_gradient(const ConvPoolShape& p, float scale, const float* dy, cons
 void pool_row(const ConvPoolShape& p, const float* top, float* y, uint8_t* winner) {
   const int64_t f = p.conv.oc;
   const float* bottom = top + p.conv.ow * f;
-  const vec dead = broadcast(static_cast<float>(pool_dead));
   for (int64_t pw = 0; pw < p.pw; ++pw, top += 2 * f, bottom += 2 * f, y += f, winner += f) {
     for (int64_t i = 0; i < f; i += lanes) {
       const int64_t count = min(lanes, f - i);
-      const auto read = [&](const float* at) {
-        return count == lanes ? load(at) : load_n(at, count);
-      };
-      vec best = read(top + i), at = zero();
-      keep_maximum(read(top + f + i), broadcast(1.0f), best, at);
-      keep_maximum(read(bottom + i), broadcast(2.0f), best, at);
-      keep_maximum(read(bottom + f + i), broadcast(3.0f), best, at);
-      at = add(dead, where_positive(best, sub(at, dead)));
-      if (count == lanes) {
-        store(y + i, best);
-      } else {
-        store_n(y + i, best, count);
-      }
-      store_bytes_n(winner + i, at, count);
+      const PooledWindow window =
+          pool_window(load_part(top + i, count), load_part(top + f + i, count),
+                      load_part(bottom + i, count), load_part(bottom + f + i, count));
+      store_part(y + i, window.y, count);
+      store_bytes_n(winner + i, window.winner, count);
     }
   }
 }

@@ -224,13 +224,8 @@ void transform_patch(Transform transform, const Source& source, int64_t image, i
         values[j] = zero();
         if (!row_inside || j < left || j >= right) continue;
         const int64_t at = i * line + j * pixel + c;
-        if (channels == lanes) {
-          const vec v = load(data + at);
-          values[j] = masked ? where_positive(load(mask + at), v) : v;
-        } else {
-          const vec v = load_n(data + at, channels);
-          values[j] = masked ? where_positive(load_n(mask + at, channels), v) : v;
-        }
+        const vec v = load_part(data + at, channels);
+        values[j] = masked ? where_positive(load_part(mask + at, channels), v) : v;
       }
     };
     transform_square(transform, read_row, place(c), step);
@@ -268,7 +263,7 @@ void transform_weights(const Convolution& conv, int64_t panel, int64_t begin, in
         for (int j = 0; j < 3; ++j) {
           const float* at = w + (i * 3 + j) * conv.weight_tap;
           if (conv.weight_f == 1) {
-            taps[j] = count == lanes ? load(at) : load_n(at, count);
+            taps[j] = load_part(at, count);
           } else {
             float gathered[lanes];
             for (int64_t l = 0; l < lanes; ++l) {
@@ -280,29 +275,6 @@ void transform_weights(const Convolution& conv, int64_t panel, int64_t begin, in
       };
       transform_square(TapsTransform(), read_row, to, step);
     }
-  }
-}
-
-// Bias, ReLU and 2x2 max pooling of two rows of outputs; the pooled ones before dropout.
-inline void pool_rows(const Convolution& conv, const vec (&top)[out_side],
-                      const vec (&bottom)[out_side], vec bias, int64_t windows, int64_t count,
-                      float* y, uint8_t* winner) {
-  const vec dead = broadcast(static_cast<float>(pool_dead));
-#pragma GCC unroll 2
-  for (int j = 0; j < out_side / 2; ++j) {
-    if (j >= windows) break;
-    vec best = add(top[2 * j], bias), at = zero();
-    keep_maximum(add(top[2 * j + 1], bias), broadcast(1.0f), best, at);
-    keep_maximum(add(bottom[2 * j], bias), broadcast(2.0f), best, at);
-    keep_maximum(add(bottom[2 * j + 1], bias), broadcast(3.0f), best, at);
-    best = at_least(zero(), best);
-    at = add(dead, where_positive(best, sub(at, dead)));
-    if (count == lanes) {
-      store(y + j * conv.features, best);
-    } else {
-      store_n(y + j * conv.features, best, count);
-    }
-    store_bytes_n(winner + j * conv.features, at, count);
   }
 }
 
@@ -318,9 +290,7 @@ void finish_tile(const Convolution& conv, const TilePosition& tile, int64_t begi
       conv.features;
   for (int64_t f = begin; f < end; f += lanes) {
     const int64_t count = min(lanes, conv.features - f);
-    const vec bias = conv.bias == nullptr ? zero()
-                     : count == lanes     ? load(conv.bias + f)
-                                          : load_n(conv.bias + f, count);
+    const vec bias = conv.bias == nullptr ? zero() : load_part(conv.bias + f, count);
     vec y[out_side][out_side], half[side][out_side];
     const float* row = m + f - begin;
 #pragma GCC unroll 6
@@ -341,9 +311,13 @@ void finish_tile(const Convolution& conv, const TilePosition& tile, int64_t begi
     }
     if (pooled) {
       for (int i = 0; i < rows / 2; ++i) {
-        const int64_t to = at + i * conv.result_w * conv.features + f;
-        pool_rows(conv, y[2 * i], y[2 * i + 1], bias, cols / 2, count, conv.result + to,
-                  conv.winner + to);
+        for (int j = 0; j < cols / 2; ++j) {
+          const auto value = [&](int k) { return add(y[2 * i + k / 2][2 * j + k % 2], bias); };
+          const PooledWindow window = pool_window(value(0), value(1), value(2), value(3));
+          const int64_t to = at + (i * conv.result_w + j) * conv.features + f;
+          store_part(conv.result + to, window.y, count);
+          store_bytes_n(conv.winner + to, window.winner, count);
+        }
       }
       continue;
     }
@@ -351,12 +325,7 @@ void finish_tile(const Convolution& conv, const TilePosition& tile, int64_t begi
     for (int i = 0; i < rows; ++i) {
       float* to = conv.result + at + i * conv.result_w * conv.features + f;
       for (int j = 0; j < cols; ++j, to += conv.features) {
-        const vec v = at_least(least, add(y[i][j], bias));
-        if (count == lanes) {
-          store(to, v);
-        } else {
-          store_n(to, v, count);
-        }
+        store_part(to, at_least(least, add(y[i][j], bias)), count);
       }
     }
   }

@@ -28,6 +28,18 @@ static inline T get(const Scalar<T>& scalar) {
 }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The first `count` lanes, usually all of them.
+static inline vec load_part(const float* p, int64_t count) {
+  return count == lanes ? load(p) : load_n(p, count);
+}
+static inline void store_part(float* p, vec v, int64_t count) {
+  if (count == lanes) {
+    store(p, v);
+  } else {
+    store_n(p, v, count);
+  }
+}
+
 // Start of part `index` when `total` is cut into `parts` as evenly as possible.
 static inline int64_t part_begin(int64_t total, int64_t parts, int64_t index) {
   const int64_t size = total / parts, larger = total % parts;
