@@ -98,6 +98,40 @@ def resources(file: Path, architecture: str) -> dict[str, dict[str, int]]:
     return found
 
 
+# Warps and blocks that a multiprocessor holds, and kilobytes of its shared memory. CUDA C++
+# Programming Guide, "Technical Specifications per Compute Capability".
+MULTIPROCESSORS = {
+    "75": (32, 16, 64),
+    "80": (64, 32, 164),
+    "86": (48, 16, 100),
+    "89": (48, 24, 100),
+    "90": (64, 32, 228),
+    "100": (64, 32, 228),
+    "120": (48, 24, 100),
+}
+
+
+def resident_blocks(architecture: str, usage: dict[str, int], threads: int) -> int:
+    """Blocks of a kernel that a multiprocessor holds: its occupancy.
+
+    As the toolkit's cuda_occupancy.h has it. Each of the four partitions has 16384 registers and
+    gives them to warps in units of 256. Shared memory comes in units of 256 bytes, 128 from sm_80
+    on, where each block takes another 1 KB, which cuobjdump counts from sm_90 on.
+    """
+    most_warps, most_blocks, kilobytes = MULTIPROCESSORS[architecture]
+    warps = -(-threads // 32)
+    registers = -(-usage["REG"] * 32 // 256) * 256
+    unit = 256 if architecture == "75" else 128
+    reserved = 1024 if architecture in ("80", "86", "89") else 0
+    shared = -(-(usage["SHARED"] + reserved) // unit) * unit
+    return min(
+        most_blocks,
+        most_warps // warps,
+        16384 // registers * 4 // warps,
+        kilobytes * 1024 // shared if shared else most_blocks,
+    )
+
+
 def main_loop(code: list[Instruction], opcode: str) -> list[Instruction]:
     """The innermost loop with most of `opcode`: from the target of a backward branch to the branch.
 

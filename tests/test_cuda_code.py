@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import sass
-from sass import Instruction, count, covered, functions, main_loop, resources
+from sass import Instruction, count, covered, functions, main_loop, resident_blocks, resources
 
 SPEC = importlib.util.find_spec("pyconv._cuda")
 pytestmark = [
@@ -25,18 +25,53 @@ pytestmark = [
     ),
 ]
 EXTENSION = Path(SPEC.origin) if SPEC is not None and SPEC.origin else Path()
-LOOKED_AT = ("75", "80", "90")
-architectures = pytest.mark.parametrize("architecture", LOOKED_AT)
-
-REGISTERS = 65536  # of a multiprocessor
-# Threads of a block, and the blocks that are to be resident.
-GEMM_THREADS, WEIGHTS_THREADS, TF32_THREADS = 128, 96, 128
 
 
 def built_architectures() -> list[str]:
+    if SPEC is None:
+        return []
     from pyconv import _cuda
 
     return _cuda.architectures()
+
+
+architectures = pytest.mark.parametrize("architecture", built_architectures())
+
+# Of the float32 products: registers, and the share of multiply-adds in the main loop and
+# multiply-adds for a 16-byte read of shared memory, for tiles of 64 and of 32 columns.
+MOST_REGISTERS = 168
+LEAST_SHARE = {64: 0.80, 32: 0.70}
+LEAST_REUSE = {64: 16, 32: 10}
+# Multiply-adds between a load from global memory and the first use of what it loads.
+LEAST_COVER = 128
+# Less than the aim (docs/cuda.md says why).
+BLACKWELL = ("100", "120")
+LESS_SHARE = {
+    ("75", "weights_kernel<64, Masked>"): 0.79,
+    **{(sm, "gemm_kernel<64, Pooled, Store>"): 0.79 for sm in BLACKWELL},
+    **{(sm, "weights_kernel<64, Masked>"): 0.78 for sm in BLACKWELL},
+    **{(sm, "weights_kernel<32, Masked>"): 0.68 for sm in BLACKWELL},
+    **{(sm, "weights_kernel<64, Pooled>"): 0.75 for sm in sass.MULTIPROCESSORS},
+    **{(sm, "weights_kernel<32, Pooled>"): 0.65 for sm in sass.MULTIPROCESSORS},
+}
+
+# Threads of a block and blocks that a multiprocessor is to hold; fewer where its shared memory does
+# not have the room.
+BLOCKS = {
+    "gemm_kernel": (128, 3),
+    "weights_kernel": (96, 4),
+    "tf32_kernel": (128, 2),
+    "first_kernel": (256, 3),
+    "first_weights_kernel": (192, 3),
+}
+FEWER_BLOCKS = {
+    ("75", "gemm_kernel<64"): 2,
+    ("75", "weights_kernel<64"): 3,
+    ("75", "first_weights_kernel"): 1,
+    ("86", "first_weights_kernel"): 2,
+    ("89", "first_weights_kernel"): 2,
+    ("120", "first_weights_kernel"): 2,
+}
 
 
 def slow_instructions(loop: list[Instruction]) -> list[str]:
@@ -53,8 +88,19 @@ def wide_shared_loads(loop: list[Instruction]) -> int:
     return sum(i.opcode.startswith("LDS") and ".128" in i.opcode for i in loop)
 
 
+def too_few_blocks(
+    architecture: str, usage: dict[str, int], threads: int, blocks: int
+) -> list[str]:
+    resident = resident_blocks(architecture, usage, threads)
+    return [f"{resident} resident blocks, fewer than {blocks}"] if resident < blocks else []
+
+
 def check_product(
-    code: list[Instruction], usage: dict[str, int], share: float, reuse: float, registers: int
+    code: list[Instruction],
+    usage: dict[str, int],
+    columns: int,
+    share: float | None = None,
+    registers: int = MOST_REGISTERS,
 ) -> list[str]:
     """What is wrong with a float32 matrix product's kernel; nothing, if all is well."""
     wrong = []
@@ -62,16 +108,19 @@ def check_product(
         wrong.append(f"registers are spilled: {usage}")
     if usage["REG"] > registers:
         wrong.append(f"{usage['REG']} registers, more than {registers}")
+    share = share or LEAST_SHARE[columns]
     loop = main_loop(code, "FFMA")
     ffma, loads = count(loop, "FFMA"), wide_shared_loads(loop)
     if ffma < share * len(loop):
         wrong.append(f"{ffma} of {len(loop)} instructions multiply, less than {share:.0%}")
-    if ffma < reuse * loads:
+    if ffma < LEAST_REUSE[columns] * loads:
         wrong.append(f"{ffma} multiply-adds for {loads} reads of shared memory")
     if scalar_shared_loads(loop):
         wrong.append("shared memory is read value by value")
     if slow_instructions(loop):
         wrong.append(f"in the loop: {slow_instructions(loop)}")
+    if covered(loop, "FFMA") < LEAST_COVER:
+        wrong.append(f"{covered(loop, 'FFMA')} multiply-adds hide the latency of a load")
     return wrong
 
 
@@ -101,58 +150,58 @@ def test_no_atomics(architecture):
         assert not count(code, "ATOM", "RED.", "REDG"), name
 
 
-# Share of multiply-adds, and multiply-adds for a 16-byte read of shared memory, of the kernels with
-# tiles of 64 and 32 columns. Gradients that are put together on the way take more instructions. On
-# sm_75, where the source comes through registers too, the compiler puts some loads right before
-# their use: not held to anything yet.
+@architectures
+def test_occupancy(architecture):
+    looked_at = set()
+    for name, usage in resources(EXTENSION, architecture).items():
+        kernel = name.partition("<")[0]
+        # tf32 kernels are never launched on sm_75.
+        if kernel not in BLOCKS or (kernel, architecture) == ("tf32_kernel", "75"):
+            continue
+        threads, blocks = BLOCKS[kernel]
+        fewer = [
+            least
+            for (where, start), least in FEWER_BLOCKS.items()
+            if where == architecture and name.startswith(start)
+        ]
+        wrong = too_few_blocks(architecture, usage, threads, min([blocks, *fewer]))
+        assert not wrong, f"sm_{architecture} {name}: {wrong}"
+        looked_at.add(kernel)
+    assert len(looked_at) == len(BLOCKS) - (architecture == "75")
+
+
 @architectures
 @pytest.mark.parametrize(
     "source", ["Plain, Store", "Plain, Pool", "Masked, Store", "Pooled, Store"]
 )
-@pytest.mark.parametrize(("columns", "reuse"), [(64, 16), (32, 10)])
-def test_gemm(architecture, source, columns, reuse):
-    shares = {
-        ("Plain", 64): 0.80 if architecture != "75" else 0.77,
-        ("Plain", 32): 0.70 if architecture != "75" else 0.67,
-        ("Masked", 64): 0.74,
-        ("Masked", 32): 0.61,
-        ("Pooled", 64): 0.68,
-        ("Pooled", 32): 0.52,
-    }
-    kind = source.partition(",")[0]
-    blocks = 3 if kind == "Plain" else 2
+@pytest.mark.parametrize("columns", [64, 32])
+def test_gemm(architecture, source, columns):
     name = f"gemm_kernel<{columns}, {source}>"
     code = functions(EXTENSION, architecture)[name]
     wrong = check_product(
         code,
         resources(EXTENSION, architecture)[name],
-        shares[kind, columns],
-        reuse,
-        min(255, REGISTERS // (GEMM_THREADS * blocks) // 8 * 8),
+        columns,
+        LESS_SHARE.get((architecture, name)),
     )
     assert not wrong, f"sm_{architecture} {name}: {wrong}"
-    loop = main_loop(code, "FFMA")
     if architecture != "75":
+        loop = main_loop(code, "FFMA")
         assert any("LDGSTS" in i.opcode and ".128" in i.opcode for i in loop)
-        assert covered(loop, "FFMA") >= 128, "the latency of loads is exposed"
 
 
 @architectures
 @pytest.mark.parametrize("source", ["Plain", "Masked", "Pooled"])
-@pytest.mark.parametrize(("columns", "share", "reuse"), [(64, 0.70, 16), (32, 0.60, 10)])
-def test_weight_gradient(architecture, source, columns, share, reuse):
+@pytest.mark.parametrize("columns", [64, 32])
+def test_weight_gradient(architecture, source, columns):
     name = f"weights_kernel<{columns}, {source}>"
-    code = functions(EXTENSION, architecture)[name]
     wrong = check_product(
-        code,
+        functions(EXTENSION, architecture)[name],
         resources(EXTENSION, architecture)[name],
-        share,
-        reuse,
-        REGISTERS // (WEIGHTS_THREADS * (4 if source == "Plain" else 3)) // 8 * 8,
+        columns,
+        LESS_SHARE.get((architecture, name)),
     )
     assert not wrong, f"sm_{architecture} {name}: {wrong}"
-    if architecture != "75":
-        assert covered(main_loop(code, "FFMA"), "FFMA") >= 128, "the latency of loads is exposed"
 
 
 @pytest.mark.parametrize(("architecture", "most"), [("80", 7.5), ("90", 4.5)])
@@ -170,7 +219,6 @@ def test_tensor_cores(architecture, most, source):
         assert len(loop) <= limit * products, f"{len(loop)} instructions for {products}"
         assert count(loop, "LDS.") == 0, "operands are read by ldmatrix only"
         assert not slow_instructions(loop)
-        assert resources(EXTENSION, architecture)[name]["REG"] <= REGISTERS // (TF32_THREADS * 2)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
@@ -181,6 +229,18 @@ def test_a_bad_kernel_fails(tmp_path):
     subprocess.run(["nvcc", "-O3", "-arch=sm_90", "-cubin", "-o", cubin, source], check=True)
     code = functions(cubin, "90")["bad_gemm"]
     assert count(code, "ATOM", "RED.", "REDG")
-    wrong = " ".join(check_product(code, resources(cubin, "90")["bad_gemm"], 0.8, 16, 8))
-    for found in ("spilled", "registers, more", "multiply, less", "value by value", "in the loop"):
+    usage = resources(cubin, "90")["bad_gemm"]
+    wrong = " ".join(
+        check_product(code, usage, 64, registers=8) + too_few_blocks("90", usage, 1024, 3)
+    )
+    for found in (
+        "spilled",
+        "registers, more",
+        "multiply, less",
+        "reads of shared",
+        "value by value",
+        "in the loop",
+        "hide the latency",
+        "resident blocks, fewer",
+    ):
         assert found in wrong, f"{found}: {wrong}"

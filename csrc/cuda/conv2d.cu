@@ -135,7 +135,7 @@ void clear(float* data, int64_t count) {
 }  // namespace
 
 bool supports_gemm(const Conv2dShape& s) {
-  constexpr int64_t most_taps = 16;  // along an axis: a bit each
+  constexpr int64_t most_taps = 15;  // along an axis: a bit each
   return s.groups == 1 && s.c % 4 == 0 && s.oc % 4 == 0 && s.kh <= most_taps && s.kw <= most_taps &&
          fits_32_bits(s);
 }

@@ -11,6 +11,7 @@
 
 #include "launch.cuh"
 #include "philox.cuh"
+#include "shared_tiles.hpp"
 
 namespace pyconv::cuda {
 
@@ -58,27 +59,53 @@ struct Positions {
   }
 };
 
+__device__ __forceinline__ float4 zeros() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
+
 // ---------------------------------------------------------------------------------------------
 // Sources: where the values that a kernel sums over come from. at() gives one value, of a position
-// inside the image. read() loads what those of channels k to k + 3 are made of, anything at all
-// where not valid, and value() makes them: between the two go multiplications, so that nobody waits
-// for memory.
+// inside the image. read() loads what those of channels k to k + 3 are made of, and value() makes
+// them, zeros where not valid: between the two go multiplications, so that nobody waits for memory.
+// Offsets are below 2^31 where valid (fits_32_bits in conv2d.cu), anything at all elsewhere.
 
-// Loads where the code says so. The compiler would move an ordinary load down to its first use,
-// behind the multiplications that are to hide how long it takes.
-__device__ __forceinline__ float4 load_early(const float* global) {
+// Loads where the code says so; anything at all where not valid. The compiler would move an
+// ordinary load down to its first use, behind the multiplications that are to hide how long it
+// takes.
+__device__ __forceinline__ float4 load_early(const float* global, bool valid) {
   float4 v;
-  asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "l"(global)
-               : "memory");
+  asm volatile(
+      "{ .reg .pred valid;\n"
+      "setp.ne.b32 valid, %5, 0;\n"
+      "@valid ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4]; }"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "l"(global), "r"(static_cast<int>(valid))
+      : "memory");
   return v;
 }
 
-__device__ __forceinline__ unsigned load_early(const uint8_t* global) {  // four bytes
-  unsigned v;
-  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(global) : "memory");
+// The same; zeros where not valid.
+__device__ __forceinline__ float4 load_early_or_zeros(const float* global, bool valid) {
+  float4 v = zeros();
+  asm volatile(
+      "{ .reg .pred valid;\n"
+      "setp.ne.b32 valid, %5, 0;\n"
+      "@valid ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4]; }"
+      : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w)
+      : "l"(global), "r"(static_cast<int>(valid))
+      : "memory");
   return v;
+}
+
+// Four bytes; `otherwise` where not valid.
+__device__ __forceinline__ unsigned load_early(const uint8_t* global, bool valid,
+                                               unsigned otherwise) {
+  asm volatile(
+      "{ .reg .pred valid;\n"
+      "setp.ne.b32 valid, %2, 0;\n"
+      "@valid ld.global.nc.u32 %0, [%1]; }"
+      : "+r"(otherwise)
+      : "l"(global), "r"(static_cast<int>(valid))
+      : "memory");
+  return otherwise;
 }
 
 // An array as it is: x, or dy without ReLU.
@@ -94,21 +121,14 @@ struct Plain {
     return data[offset(n, i, j, k)];
   }
   using Raw = float4;
-  __device__ __forceinline__ Raw read(int64_t at, bool valid) const {
-    return load_early(data + (valid ? at : 0));
+  __device__ __forceinline__ Raw read(unsigned at, bool valid) const {
+    return load_early_or_zeros(data + at, valid);
   }
   __device__ __forceinline__ Raw read(int n, int i, int j, int k, bool valid) const {
-    return read(offset(n, i, j, k), valid);
+    return read(static_cast<unsigned>(offset(n, i, j, k)), valid);
   }
   __device__ __forceinline__ float4 value(const Raw& raw) const { return raw; }
 };
-
-__device__ __forceinline__ float4 zeros() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
-
-__device__ __forceinline__ float4 where_positive(const float4& y, const float4& x) {
-  return make_float4(y.x > 0.0f ? x.x : 0.0f, y.y > 0.0f ? x.y : 0.0f, y.z > 0.0f ? x.z : 0.0f,
-                     y.w > 0.0f ? x.w : 0.0f);
-}
 
 // dy where the forward pass's output y is positive.
 struct Masked {
@@ -122,15 +142,18 @@ struct Masked {
   }
   struct Raw {
     float4 dy, y;
+    bool valid;
   };
-  __device__ __forceinline__ Raw read(int64_t at, bool valid) const {
-    return {dy.read(at, valid), load_early(y + (valid ? at : 0))};
+  __device__ __forceinline__ Raw read(unsigned at, bool valid) const {
+    return {load_early(dy.data + at, valid), load_early(y + at, valid), valid};
   }
   __device__ __forceinline__ Raw read(int n, int i, int j, int k, bool valid) const {
-    return read(dy.offset(n, i, j, k), valid);
+    return read(static_cast<unsigned>(dy.offset(n, i, j, k)), valid);
   }
   __device__ __forceinline__ float4 value(const Raw& raw) const {
-    return where_positive(raw.y, raw.dy);
+    const auto at = [&](float y, float v) { return raw.valid && y > 0.0f ? v : 0.0f; };
+    return make_float4(at(raw.y.x, raw.dy.x), at(raw.y.y, raw.dy.y), at(raw.y.z, raw.dy.z),
+                       at(raw.y.w, raw.dy.w));
   }
 };
 
@@ -152,21 +175,24 @@ struct Pooled {
   }
   struct Raw {
     float4 dy;
-    unsigned winners;  // four bytes
-    int position;      // in the window; -1 in none
+    unsigned winners, position;  // four bytes each
   };
-  // `image` is the offset of channel k of the pooled image's first pixel.
-  __device__ __forceinline__ Raw read(int64_t image, int i, int j, bool valid) const {
-    valid = valid && inside(i, j);
-    const int64_t offset = valid ? image + ((i >> 1) * dy.w + (j >> 1)) * dy.c : 0;
-    return {dy.read(offset, true), load_early(winner + offset), valid ? (i & 1) * 2 + (j & 1) : -1};
+  // Four times which position of its window (i, j) is.
+  static __device__ __forceinline__ unsigned position(int i, int j) {
+    return ((i & 1) * 2 + (j & 1)) * 0x01010101u;
+  }
+  __device__ __forceinline__ Raw read(unsigned at, unsigned position, bool valid) const {
+    return {load_early(dy.data + at, valid),
+            load_early(winner + at, valid, pool_dead * 0x01010101u), position};
   }
   __device__ __forceinline__ Raw read(int n, int i, int j, int k, bool valid) const {
-    return read(dy.offset(n, 0, 0, k), i, j, valid);
+    return read(static_cast<unsigned>(dy.offset(n, i >> 1, j >> 1, k)), position(i, j),
+                valid && inside(i, j));
   }
   __device__ __forceinline__ float4 value(const Raw& raw) const {
+    const unsigned differs = raw.winners ^ raw.position;
     const auto at = [&](int k, float v) {
-      return static_cast<int>(raw.winners >> (8 * k) & 255) == raw.position ? scale * v : 0.0f;
+      return (differs & 255u << (8 * k)) == 0 ? scale * v : 0.0f;
     };
     return make_float4(at(0, raw.dy.x), at(1, raw.dy.y), at(2, raw.dy.z), at(3, raw.dy.w));
   }
@@ -176,8 +202,7 @@ struct Pooled {
 template <class Source>
 __device__ __forceinline__ float4 four(const Source& source, int n, int i, int j, int k,
                                        bool valid) {
-  const auto raw = source.read(n, i, j, k, valid);
-  return valid ? source.value(raw) : zeros();
+  return valid ? source.value(source.read(n, i, j, k, true)) : zeros();
 }
 
 // What becomes of a finished sum.

@@ -10,12 +10,7 @@ namespace pyconv::cuda {
 
 namespace {
 
-constexpr int channels = 3, kernel = 3, taps = kernel * kernel * channels;
-constexpr int tile_rows = 8, tile_columns = 32, tile_filters = 32;
-// Floats of a row of the picture's patch, two pixels wider than the tile; padded to whole 16 bytes.
-constexpr int patch_rows = tile_rows + 2;
-constexpr int patch_floats = (tile_columns + 2) * channels;
-constexpr int patch_pitch = (patch_floats + 3) / 4 * 4;
+using namespace first_tiles;
 
 // Which tile of the batch a number means.
 struct Tiles {
@@ -40,9 +35,6 @@ __device__ __forceinline__ void load_patch(const Taps& t, const float* x, int n,
   }
 }
 
-constexpr int forward_threads = 256;
-constexpr int run = 8;  // pixels of a thread
-
 __global__ void __launch_bounds__(forward_threads)
     first_kernel(Taps t, Tiles tiles, const float* __restrict__ x, const float* __restrict__ w,
                  Output out) {
@@ -58,9 +50,7 @@ __global__ void __launch_bounds__(forward_threads)
   }
   __syncthreads();
 
-  const int quad = threadIdx.x % (tile_filters / 4) * 4;
-  const int column = threadIdx.x / (tile_filters / 4) % (tile_columns / run) * run;
-  const int row = threadIdx.x / (tile_filters / 4) / (tile_columns / run);
+  const auto [row, column, quad] = run_of(threadIdx.x);
   float4 sums[run];
 #pragma unroll
   for (int i = 0; i < run; ++i) sums[i] = zeros();
@@ -70,12 +60,11 @@ __global__ void __launch_bounds__(forward_threads)
 #pragma unroll
     for (int i = 0; i < (run + 2) * channels; i += 4) {
       *reinterpret_cast<float4*>(&line[i]) =
-          *reinterpret_cast<const float4*>(&patch[(row + r) * patch_pitch + column * channels + i]);
+          *reinterpret_cast<const float4*>(&patch[patch_at(row + r, column) + i]);
     }
 #pragma unroll
-    for (int k = 0; k < kernel * channels; ++k) {
-      const float4 f = *reinterpret_cast<const float4*>(
-          &weights[(r * kernel * channels + k) * tile_filters + quad]);
+    for (int k = 0; k < pairs; ++k) {
+      const float4 f = *reinterpret_cast<const float4*>(&weights[weight_at(r * pairs + k, quad)]);
 #pragma unroll
       for (int i = 0; i < run; ++i) {
         const float value = line[i * channels + k];
@@ -108,20 +97,17 @@ __global__ void __launch_bounds__(forward_threads)
 
 // A thread sums one row of the kernel, 9 (column, channel) pairs, and four filters over one row of
 // every tile of its split; the 8 rows are added up in order at the end.
-constexpr int weight_threads = tile_filters / 4 * tile_rows * kernel;
+constexpr int gradient_floats = tile_rows * tile_columns * tile_filters;
+constexpr size_t weight_shared_bytes = sizeof(float) * (patch_rows * patch_pitch + gradient_floats);
 
 template <class Source>
-__global__ void __launch_bounds__(weight_threads, 3)
+__global__ void __launch_bounds__(weight_threads, resident_blocks(3, weight_shared_bytes))
     first_weights_kernel(Taps t, Tiles tiles, unsigned tile_count, Source dy,
                          const float* __restrict__ x, float* __restrict__ partial) {
-  constexpr int pairs = kernel * channels;
-  constexpr int gradient_floats = tile_rows * tile_columns * tile_filters;
   __shared__ __align__(16) float patch[patch_rows * patch_pitch];
   __shared__ __align__(16) float gradient[gradient_floats];
 
-  const int quad = threadIdx.x % (tile_filters / 4) * 4;
-  const int row = threadIdx.x / (tile_filters / 4) % tile_rows;
-  const int r = threadIdx.x / (tile_filters / 4) / tile_rows;
+  const auto [r, row, quad] = sum_of(threadIdx.x);
   const int first_filter = blockIdx.y * tile_filters;
   float4 sums[pairs + 1];  // the last one: the bias
 #pragma unroll
@@ -133,26 +119,25 @@ __global__ void __launch_bounds__(weight_threads, 3)
     __syncthreads();  // everybody has finished with the last tile
     load_patch(t, x, n, top, left, patch);
     for (int i = threadIdx.x; i < gradient_floats / 4; i += weight_threads) {
-      const int f = first_filter + i % (tile_filters / 4) * 4;
-      const int oh = top + i / (tile_filters / 4) / tile_columns;
-      const int ow = left + i / (tile_filters / 4) % tile_columns;
+      const int f = first_filter + i % quads * 4;
+      const int oh = top + i / quads / tile_columns, ow = left + i / quads % tile_columns;
       *reinterpret_cast<float4*>(&gradient[i * 4]) =
           four(dy, n, oh, ow, f, f < t.oc && oh < t.oh && ow < t.ow);
     }
     __syncthreads();
 
-    const float* const line = &patch[(row + r) * patch_pitch];
-    const float* const g = &gradient[row * tile_columns * tile_filters + quad];
+    const float* const line = &patch[patch_at(row + r, 0)];
+    const float* const g = &gradient[gradient_at(row, 0, quad)];
     for (int column = 0; column < tile_columns; column += 4) {
       float values[4 * channels + 8];  // of 4 pixels and the 2 behind them; whole 16 bytes
 #pragma unroll
       for (int i = 0; i < 6 * channels; i += 4) {
         *reinterpret_cast<float4*>(&values[i]) =
-            *reinterpret_cast<const float4*>(&line[column * channels + i]);
+            *reinterpret_cast<const float4*>(&line[patch_at(0, column) + i]);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float4 d = *reinterpret_cast<const float4*>(&g[(column + i) * tile_filters]);
+        const float4 d = *reinterpret_cast<const float4*>(&g[gradient_at(0, column + i, 0)]);
 #pragma unroll
         for (int k = 0; k < pairs; ++k) {
           const float value = values[i * channels + k];
@@ -172,8 +157,7 @@ __global__ void __launch_bounds__(weight_threads, 3)
   float* const all = gradient;
 #pragma unroll
   for (int k = 0; k <= pairs; ++k) {
-    *reinterpret_cast<float4*>(
-        &all[((r * tile_rows + row) * (pairs + 1) + k) * tile_filters + quad]) = sums[k];
+    *reinterpret_cast<float4*>(&all[sum_at(r, row, k, quad)]) = sums[k];
   }
   __syncthreads();
   float* const result = partial + static_cast<int64_t>(blockIdx.x) * (taps + 1) * t.oc;
@@ -184,7 +168,7 @@ __global__ void __launch_bounds__(weight_threads, 3)
     const int kernel_row = k < taps ? k / pairs : 0, pair = k < taps ? k % pairs : pairs;
     float sum = 0.0f;
     for (int j = 0; j < tile_rows; ++j) {
-      sum += all[((kernel_row * tile_rows + j) * (pairs + 1) + pair) * tile_filters + f];
+      sum += all[sum_at(kernel_row, j, pair, f)];
     }
     result[static_cast<int64_t>(k) * t.oc + first_filter + f] = sum;
   }

@@ -9,11 +9,8 @@
 // that is put together on the way, and on older devices.
 //
 // A thread owns 8 positions and N / 8 filters. The source's tile is [position][16 channels], as it
-// comes: a thread reads four channels of each of its positions at a time. The units of four
-// channels change places by bits 1 and 2 of the position, so that the positions next to each other
-// which a warp reads lie in different banks. In a warp, lane ^ 1 reads the same source and lane ^ 2
-// the same weights: 16-byte reads of shared memory go four lanes of 8 at a time, and two of those
-// merge where such pairs read the same.
+// comes: a thread reads four channels of each of its positions at a time. shared_tiles.hpp says
+// where everything lies.
 //
 // With pooling behind it, the 8 positions of a thread are two whole 2x2 windows.
 #include <type_traits>
@@ -25,87 +22,103 @@ namespace pyconv::cuda {
 
 namespace {
 
-constexpr int threads = 128;
-constexpr int tile_rows = 128;  // positions of a block
-constexpr int thread_rows = 8;  // positions of a thread, 16 apart
-constexpr int row_step = tile_rows / thread_rows;
-constexpr int depth = 16;         // channels of a step
-constexpr int units = depth / 4;  // 16-byte units of it
+using namespace gemm_tiles;
 
-// Which rows and columns of the tile a thread owns: row + 16 i, column * 4 + {0, 1, 2, 3}, and for
-// N = 64 the same 32 columns further.
-struct Place {
-  int row, column;
+// Which taps of a position lie outside an image of h x w: bit r for row r of the kernel, bit 15 + s
+// for column s. The top bit, always set, is for channels behind the last.
+constexpr unsigned no_channel = 1u << 31;
+__device__ __forceinline__ unsigned taps_outside(const Taps& t, int h, int w, int i, int j) {
+  unsigned outside = no_channel;
+  for (int r = 0; r < t.kh; ++r) {
+    const int row = i + r * t.dilation_h;
+    if (row < 0 || row >= h) outside |= 1u << r;
+  }
+  for (int s = 0; s < t.kw; ++s) {
+    const int column = j + s * t.dilation_w;
+    if (column < 0 || column >= w) outside |= 1u << (15 + s);
+  }
+  return outside;
+}
+
+// A row of the tile while it is loaded, in few registers: what of its source's place does not
+// change from step to step. Shift is what does, and is the same for all rows. (i, j) is where the
+// first tap lies, k a channel.
+template <class Source>
+struct Cursor {  // Plain, Masked
+  int offset;
+  unsigned outside;
+
+  __device__ __forceinline__ void set(const Source&, const Taps& t, int n, int i, int j, int k) {
+    offset = ((n * t.h + i) * t.w + j) * t.c + k;
+    outside = taps_outside(t, t.h, t.w, i, j);
+  }
+  struct Shift {
+    int offset;
+
+    __device__ __forceinline__ void set(const Source&, const Taps& t, int rows, int columns,
+                                        int c) {
+      offset = (rows * t.w + columns) * t.c + c;
+    }
+  };
+  __device__ __forceinline__ auto read(const Source& source, const Shift& shift, bool valid) const {
+    return source.read(static_cast<unsigned>(offset + shift.offset), valid);
+  }
 };
-__device__ __forceinline__ Place place_of(int thread) {
-  const int lane = thread % warp_size, warp = thread / warp_size;
-  return {warp % 2 * 8 + (lane >> 1 & 1) + (lane >> 3 & 3) * 2,
-          warp / 2 * 4 + (lane & 1) + (lane >> 2 & 1) * 2};
-}
+// The window of row i + d is that of row i, d / 2 further, and one more where both are odd; its
+// position in the window is odd where one is.
+template <>
+struct Cursor<Pooled> {
+  int offset;               // of the first tap's window
+  int odd_row, odd_column;  // 0 or 1, of the first tap
+  unsigned outside;
 
-// Where unit `unit` of a row of the source's tile lies.
-__device__ __forceinline__ int swizzled(int row, int unit) {
-  return row * depth + ((unit ^ (row >> 1 & 3)) * 4);
-}
+  __device__ __forceinline__ void set(const Pooled& source, const Taps& t, int n, int i, int j,
+                                      int k) {
+    const Plain& dy = source.dy;
+    offset = ((n * dy.h + (i >> 1)) * dy.w + (j >> 1)) * dy.c + k;
+    odd_row = i & 1, odd_column = j & 1;
+    outside = taps_outside(t, 2 * dy.h, 2 * dy.w, i, j);
+  }
+  struct Shift {
+    int offset, odd_row, odd_column;  // of windows from even taps; what odd ones add
+    unsigned position;
 
-// The step of the sum that is being loaded: a tap and its first channel.
+    __device__ __forceinline__ void set(const Pooled& source, const Taps&, int rows, int columns,
+                                        int c) {
+      const Plain& dy = source.dy;
+      offset = ((rows >> 1) * dy.w + (columns >> 1)) * dy.c + c;
+      odd_row = rows & 1 ? dy.w * dy.c : 0;
+      odd_column = columns & 1 ? dy.c : 0;
+      position = Pooled::position(rows, columns);
+    }
+  };
+  __device__ __forceinline__ auto read(const Pooled& source, const Shift& shift, bool valid) const {
+    const int at = offset + shift.offset + odd_row * shift.odd_row + odd_column * shift.odd_column;
+    return source.read(static_cast<unsigned>(at),
+                       Pooled::position(odd_row, odd_column) ^ shift.position, valid);
+  }
+};
+
+// The step of the sum that is being loaded, a tap and its first channel, and what follows from it.
+template <class Source>
 struct Step {
   int r = 0, s = 0, c = 0;
-  int offset = 0;  // of its source from that of the first tap
+  unsigned tap;    // its bits of taps_outside()
+  int weight_row;  // of the weights [tap and channel][filter]
+  typename Cursor<Source>::Shift shift;
 
-  __device__ __forceinline__ void next(const Taps& t) {
+  __device__ __forceinline__ void set(const Source& source, const Taps& t, int unit) {
+    tap = 1u << r | 1u << (15 + s) | (c + unit * 4 < t.c ? 0 : no_channel);
+    weight_row = (r * t.kw + s) * t.c + c;
+    shift.set(source, t, r * t.dilation_h, s * t.dilation_w, c);
+  }
+  __device__ __forceinline__ void next(const Source& source, const Taps& t, int unit) {
     c += depth;
     if (c >= t.c) {
       c = 0;
       if (++s == t.kw) s = 0, ++r;
     }
-    offset = (r * t.dilation_h * t.w + s * t.dilation_w) * t.c + c;
-  }
-};
-
-// Which taps of a position lie inside the image: bit r for row r of the kernel, bit 16 + s for
-// column s.
-__device__ __forceinline__ unsigned taps_inside(const Taps& t, int i, int j) {
-  unsigned inside = 0;
-  for (int r = 0; r < t.kh; ++r) {
-    const int row = i + r * t.dilation_h;
-    if (row >= 0 && row < t.h) inside |= 1u << r;
-  }
-  for (int s = 0; s < t.kw; ++s) {
-    const int column = j + s * t.dilation_w;
-    if (column >= 0 && column < t.w) inside |= 1u << (16 + s);
-  }
-  return inside;
-}
-
-// A row of the tile while it is loaded, in few registers: the source of its first tap, from which
-// that of each step is found. (n, i, j) is where the first tap lies, k a channel.
-template <class Source>
-struct Cursor {  // Plain, Masked
-  int offset;
-
-  __device__ __forceinline__ void set(const Source&, const Taps& t, int n, int i, int j, int k) {
-    offset = ((n * t.h + i) * t.w + j) * t.c + k;
-  }
-  __device__ __forceinline__ auto read(const Source& source, const Taps&, const Step& step,
-                                       bool valid) const {
-    return source.read(offset + step.offset, valid);
-  }
-};
-template <>
-struct Cursor<Pooled> {
-  int offset, ij;  // of the pooled image's channel; i and j in 16 bits each
-
-  __device__ __forceinline__ void set(const Pooled& source, const Taps&, int n, int i, int j,
-                                      int k) {
-    offset = n * source.dy.h * source.dy.w * source.dy.c + k;
-    ij = i * 65536 + (j & 65535);
-  }
-  __device__ __forceinline__ auto read(const Pooled& source, const Taps& t, const Step& step,
-                                       bool valid) const {
-    const int i = (ij >> 16) + step.r * t.dilation_h;
-    const int j = static_cast<int16_t>(ij) + step.s * t.dilation_w;
-    return source.read(offset + step.c, i, j, valid);
+    set(source, t, unit);
   }
 };
 
@@ -129,7 +142,7 @@ struct Store {
                                          const float (&sums)[thread_rows][Columns]) const {
 #pragma unroll
     for (int part = 0; part < Columns / 4; ++part) {
-      const int f = column + part * 32;
+      const int f = column + part * part_columns;
       if (f >= channels) return;
       float4 bias = zeros();
       if (out.bias != nullptr)
@@ -173,7 +186,7 @@ struct Pool {
     const uint64_t offset = get(out.dropout.offset);
 #pragma unroll
     for (int part = 0; part < Columns / 4; ++part) {
-      const int f = column + part * 32;
+      const int f = column + part * part_columns;
       if (f >= channels) return;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -206,16 +219,14 @@ struct Pool {
 
 // ---------------------------------------------------------------------------------------------
 
-// Blocks that a multiprocessor should hold. A source that is put together takes more registers than
-// three would leave.
-template <class Source>
-constexpr int resident_blocks = std::is_same_v<Source, Plain> ? 3 : 2;
+template <int N>
+constexpr size_t shared_bytes = 2 * sizeof(float) * (tile_rows + N) * depth;
 
 template <int N, class Source, class Finish>
-__global__ void __launch_bounds__(threads, resident_blocks<Source>)
+__global__ void __launch_bounds__(threads, resident_blocks(3, shared_bytes<N>))
     gemm_kernel(Taps t, Source source, const float* __restrict__ w, Finish finish) {
   constexpr int columns = N / 8;  // of a thread
-  constexpr int source_loads = tile_rows * units / threads, weight_loads = depth * N / 4 / threads;
+  constexpr int source_loads = tile_rows / source_step, weight_loads = depth / weight_step<N>;
   constexpr bool async = std::is_same_v<Source, Plain> && PYCONV_SM80;
   __shared__ __align__(16) float source_tile[2][tile_rows * depth];
   __shared__ __align__(16) float weight_tile[2][depth * N];
@@ -223,77 +234,75 @@ __global__ void __launch_bounds__(threads, resident_blocks<Source>)
   const int thread = threadIdx.x;
   const int first_filter = blockIdx.y * N;
 
-  // What this thread loads: unit `unit` of rows load_row + 32 i, and four filters of rows of
+  // What this thread loads: a unit of some rows of the source, and four filters of some rows of
   // weights.
-  const int unit = thread % units, load_row = thread / units;
+  const Loader of_source = source_loader(thread), of_weights = weight_loader<N>(thread);
   Cursor<Source> cursors[source_loads];
-  unsigned inside[source_loads];
 #pragma unroll
   for (int i = 0; i < source_loads; ++i) {
     int n = 0, oh = 0, ow = 0;
-    const bool exists = finish.position(load_row + i * (threads / units), n, oh, ow);
+    const bool exists = finish.position(of_source.row + i * source_step, n, oh, ow);
     const int top = oh * t.stride_h - t.pad_top, left = ow * t.stride_w - t.pad_left;
-    cursors[i].set(source, t, n, top, left, unit * 4);
-    inside[i] = exists ? taps_inside(t, top, left) : 0;
+    cursors[i].set(source, t, n, top, left, of_source.unit * 4);
+    if (!exists) cursors[i].outside = ~0u;
   }
-  const int filter = thread % (N / 4) * 4, load_k = thread / (N / 4);
-  constexpr int k_step = 4 * threads / N;
-  const bool has_filter = first_filter + filter < t.oc;
+  float* const source_to = &source_tile[0][source_at(of_source.row, of_source.unit)];
+  float* const weights_to = &weight_tile[0][weight_at<N>(of_weights.row, of_weights.unit * 4)];
+  const int filter = first_filter + of_weights.unit * 4;
+  const bool has_filter = filter < t.oc;
+  const float* const weights = w + (of_weights.row * t.oc + filter);
 
-  // What goes through registers is loaded in two halves, each under one half of the multiplications
-  // before it is stored, to need fewer of them. Copies all start with the first half.
-  Step next;
-  constexpr int staged_source = ceil_div(source_loads, 2),
-                staged_weights = ceil_div(weight_loads, 2);
+  // What goes through registers is loaded in slices, each under its slice of the multiplications
+  // and stored behind them, to need fewer of them. Copies all start with the first slice.
+  constexpr int slices = N / 16;  // 256 multiplications each
+  Step<Source> next;
+  next.set(source, t, of_source.unit);
+  constexpr int staged_source = source_loads / slices,
+                staged_weights = ceil_div(weight_loads, slices);
   typename Source::Raw source_staged[staged_source];
   float4 weight_staged[staged_weights];
-  bool source_valid[staged_source], weight_valid[staged_weights];
-  const auto load = [&](int stage, int half) {
-    const bool has_channel = next.c + unit * 4 < t.c;
+  const auto load = [&](int stage, int slice) {
 #pragma unroll
     for (int i = 0; i < source_loads; ++i) {
-      const bool valid = (inside[i] >> next.r & inside[i] >> (16 + next.s) & 1) && has_channel;
+      const bool valid = (cursors[i].outside & next.tap) == 0;
       if constexpr (async) {
-        if (half == 0) {
-          copy_16_bytes_async(&source_tile[stage][swizzled(load_row + i * (threads / units), unit)],
-                              source.data + (cursors[i].offset + next.offset), valid);
+        if (slice == 0) {
+          copy_16_bytes_async(source_to + (stage * tile_rows + i * source_step) * depth,
+                              source.data + (cursors[i].offset + next.shift.offset), valid);
         }
-      } else if (i / staged_source == half) {
-        source_valid[i % staged_source] = valid;
-        source_staged[i % staged_source] = cursors[i].read(source, t, next, valid);
+      } else if (i / staged_source == slice) {
+        source_staged[i % staged_source] = cursors[i].read(source, next.shift, valid);
       }
     }
 #pragma unroll
     for (int i = 0; i < weight_loads; ++i) {
-      const int k = load_k + i * k_step, channel = next.c + k;
-      const bool valid = has_filter && channel < t.c;
-      const float* const from =
-          w + (((next.r * t.kw + next.s) * t.c + channel) * t.oc + first_filter + filter);
+      const bool valid = has_filter && of_weights.row < t.c - next.c - i * weight_step<N>;
+      const float* const from = weights + t.oc * (next.weight_row + i * weight_step<N>);
       if constexpr (PYCONV_SM80) {
-        if (half == 0) copy_16_bytes_async(&weight_tile[stage][k * N + filter], from, valid);
-      } else if (i / staged_weights == half) {
-        weight_valid[i % staged_weights] = valid;
-        weight_staged[i % staged_weights] = load_early(valid ? from : w);
+        if (slice == 0) {
+          copy_16_bytes_async(weights_to + N * (stage * depth + i * weight_step<N>), from, valid);
+        }
+      } else if (i / staged_weights == slice) {
+        weight_staged[i % staged_weights] = load_early_or_zeros(from, valid);
       }
     }
-    if (half == 1) next.next(t);
   };
-  const auto store_staged = [&](int stage, int half) {
+  const auto store_staged = [&](int stage, int slice) {
     if constexpr (!async) {
 #pragma unroll
       for (int i = 0; i < staged_source; ++i) {
-        const int row = load_row + (half * staged_source + i) * (threads / units);
-        *reinterpret_cast<float4*>(&source_tile[stage][swizzled(row, unit)]) =
-            source_valid[i] ? source.value(source_staged[i]) : zeros();
+        const int row = (slice * staged_source + i) * source_step;
+        *reinterpret_cast<float4*>(source_to + (stage * tile_rows + row) * depth) =
+            source.value(source_staged[i]);
       }
     }
     if constexpr (!PYCONV_SM80) {
 #pragma unroll
       for (int i = 0; i < staged_weights; ++i) {
-        const int at = half * staged_weights + i;
+        const int at = slice * staged_weights + i;
         if (at < weight_loads) {
-          *reinterpret_cast<float4*>(&weight_tile[stage][(load_k + at * k_step) * N + filter]) =
-              weight_valid[i] ? weight_staged[i] : zeros();
+          *reinterpret_cast<float4*>(weights_to + N * (stage * depth + at * weight_step<N>)) =
+              weight_staged[i];
         }
       }
     }
@@ -301,22 +310,21 @@ __global__ void __launch_bounds__(threads, resident_blocks<Source>)
 
   const Place place = place_of(thread);
   float sums[thread_rows][columns] = {};
-  const auto multiply = [&](int stage, int half) {
+  const auto multiply = [&](int stage, int slice) {
 #pragma unroll
-    for (int u = half * units / 2; u < (half + 1) * units / 2; ++u) {
+    for (int u = slice * units / slices; u < (slice + 1) * units / slices; ++u) {
+      const float* const from = &source_tile[stage][source_at(place.row, u)];
       float4 x[thread_rows];
 #pragma unroll
-      for (int i = 0; i < thread_rows; ++i) {
-        x[i] = *reinterpret_cast<const float4*>(
-            &source_tile[stage][swizzled(place.row + i * row_step, u)]);
-      }
+      for (int i = 0; i < thread_rows; ++i)
+        x[i] = *reinterpret_cast<const float4*>(from + i * row_step * depth);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         float4 f[columns / 4];
 #pragma unroll
         for (int part = 0; part < columns / 4; ++part) {
           f[part] = *reinterpret_cast<const float4*>(
-              &weight_tile[stage][(u * 4 + k) * N + place.column * 4 + part * 32]);
+              &weight_tile[stage][weight_at<N>(u * 4 + k, place.column * 4 + part * part_columns)]);
         }
 #pragma unroll
         for (int i = 0; i < thread_rows; ++i) {
@@ -335,21 +343,24 @@ __global__ void __launch_bounds__(threads, resident_blocks<Source>)
 
   const int steps = t.kh * t.kw * ceil_div(t.c, depth);
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    load(0, half);
-    store_staged(0, half);
+  for (int slice = 0; slice < slices; ++slice) {
+    load(0, slice);
+    store_staged(0, slice);
   }
-  int stage = 0;
-  for (int step = 0; step < steps; ++step, stage ^= 1) {
-    const bool more = step + 1 < steps;
+  next.next(source, t, of_source.unit);
+  int loading = 1;  // stage
+  for (int left = steps - 1; left >= 0; --left, loading ^= 1) {
+    const bool more = left > 0;
     wait_for_copies();
-    __syncthreads();  // this stage has arrived, and everybody has finished with the other
+    __syncthreads();  // the other stage has arrived, and everybody has finished with this one
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (more) load(stage ^ 1, half);
-      multiply(stage, half);
-      if (more) store_staged(stage ^ 1, half);
+    for (int slice = 0; slice < slices; ++slice) {
+      if (more) load(loading, slice);
+      __syncwarp();  // or the compiler moves the multiplications in front of the loads
+      multiply(loading ^ 1, slice);
+      if (more) store_staged(loading, slice);
     }
+    next.next(source, t, of_source.unit);
   }
   finish.finish(place.row, first_filter + place.column * 4, t.oc, sums);
 }

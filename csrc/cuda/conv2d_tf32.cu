@@ -18,24 +18,9 @@ namespace pyconv::cuda {
 
 namespace {
 
-constexpr int threads = 128;
-constexpr int tile_rows = 8, tile_columns = 16;
-constexpr int kernel = 3, taps = kernel * kernel;
-constexpr int depth = 8;  // channels of a step: the k of one mma
-constexpr int patch_rows = tile_rows + kernel - 1, patch_columns = tile_columns + kernel - 1;
-constexpr int patch_pixels = patch_rows * patch_columns;
-constexpr int patch_loads = ceil_div(2 * patch_pixels, threads);
+using namespace tf32_tiles;
 
-// Where a half (four channels) of a patch's pixel lies. Neighbours at a distance of two pixels,
-// which a matrix takes, would share banks.
-__device__ __forceinline__ int patch_at(int pixel, int half) {
-  const int line = pixel >> 2;
-  return line * 32 + ((((pixel & 3) * 2 + half) ^ (line & 3)) * 4);
-}
-// The same for a filter of a tap; here a matrix takes direct neighbours.
-__device__ __forceinline__ int weight_at(int filter, int half) {
-  return filter * depth + (half ^ (filter >> 2 & 1)) * 4;
-}
+constexpr int patch_loads = ceil_div(2 * patch_pixels, threads);
 
 #if PYCONV_SM80
 __device__ __forceinline__ float to_tf32(float x) {
@@ -132,12 +117,15 @@ struct Pool {
 
 // ---------------------------------------------------------------------------------------------
 
+template <int N>
+constexpr size_t shared_bytes = 2 * sizeof(float) * (patch_pixels + taps * N) * depth;
+
 template <int N, class Source, class Finish>
-__global__ void __launch_bounds__(threads, 2)
+__global__ void __launch_bounds__(threads, resident_blocks(2, shared_bytes<N>))
     tf32_kernel(Taps t, Tiles tiles, Source source, const float* __restrict__ packed,
                 Finish finish) {
   constexpr int filter_tiles = N / 8;
-  constexpr int weight_units = taps * N * 2, weight_loads = ceil_div(weight_units, threads);
+  constexpr int weight_loads = ceil_div(taps * N, loader_step);
   __shared__ __align__(128) float patch[2][patch_pixels * depth];
   __shared__ __align__(128) float weights[2][taps * N * depth];
 
@@ -146,47 +134,44 @@ __global__ void __launch_bounds__(threads, 2)
   const int first_filter = blockIdx.y * N;
   const int thread = threadIdx.x, lane = thread % warp_size, warp = thread / warp_size;
 
+  const Loader loader = loader_of(thread);
   typename Source::Raw staged[patch_loads];
-  bool inside[patch_loads];
   const auto load = [&](int stage, int c) {
 #pragma unroll
     for (int i = 0; i < patch_loads; ++i) {
-      const int pixel = (thread + i * threads) / 2, half = thread % 2;
+      const int pixel = loader.row + i * loader_step;
       const int ih = top - t.pad_top + pixel / patch_columns;
       const int iw = left - t.pad_left + pixel % patch_columns;
-      inside[i] = pixel < patch_pixels && ih >= 0 && ih < t.h && iw >= 0 && iw < t.w;
-      staged[i] = source.read(n, ih, iw, c + half * 4, inside[i]);
+      const bool inside = pixel < patch_pixels && ih >= 0 && ih < t.h && iw >= 0 && iw < t.w;
+      staged[i] = source.read(n, ih, iw, c + loader.unit * 4, inside);
     }
     const float* const from = packed + static_cast<int64_t>(c) * taps * t.oc;
 #pragma unroll
     for (int i = 0; i < weight_loads; ++i) {
-      const int unit = thread + i * threads;
-      if (unit >= weight_units) break;
-      const int half = unit % 2, filter = unit / 2 % N, tap = unit / 2 / N;
-      copy_16_bytes_async(
-          &weights[stage][tap * N * depth + weight_at(filter, half)],
-          from + (static_cast<int64_t>(tap) * t.oc + first_filter + filter) * depth + half * 4,
-          first_filter + filter < t.oc);
+      const int row = loader.row + i * loader_step;
+      if (row >= taps * N) break;
+      const int filter = row % N, tap = row / N;
+      copy_16_bytes_async(&weights[stage][tap * N * depth + weight_at(filter, loader.unit)],
+                          from +
+                              (static_cast<int64_t>(tap) * t.oc + first_filter + filter) * depth +
+                              loader.unit * 4,
+                          first_filter + filter < t.oc);
     }
   };
   const auto store_staged = [&](int stage) {
 #pragma unroll
     for (int i = 0; i < patch_loads; ++i) {
-      const int pixel = (thread + i * threads) / 2;
+      const int pixel = loader.row + i * loader_step;
       if (pixel < patch_pixels) {
-        const float4 v = inside[i] ? source.value(staged[i]) : zeros();
-        *reinterpret_cast<float4*>(&patch[stage][patch_at(pixel, thread % 2)]) =
+        const float4 v = source.value(staged[i]);
+        *reinterpret_cast<float4*>(&patch[stage][patch_at(pixel, loader.unit)]) =
             make_float4(to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w));
       }
     }
   };
 
-  // The row of a matrix that this lane gives the address of: in the patch, matrices 0 to 3 are the
-  // even and the odd pixels of the first four channels, then of the others; in the weights 8
-  // filters' first and second four channels, then those of the next 8.
-  const int patch_lane = 2 * warp * patch_columns + 2 * (lane % 8) + (lane / 8 & 1);
-  const int patch_half = lane / 16;
-  const int weight_lane = weight_at(lane % 8 + (lane / 16) * 8, lane / 8 & 1);
+  const Loader patch_row = patch_row_of(thread), weight_row = weight_row_of(thread);
+  const int weight_lane = weight_at(weight_row.row, weight_row.unit);
 
   float sums[2][filter_tiles][4] = {};
   const auto multiply = [&](int stage) {
@@ -197,9 +182,9 @@ __global__ void __launch_bounds__(threads, 2)
         unsigned a[2][4];
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-          load_matrices(
-              &patch[stage][patch_at(patch_lane + (row + r) * patch_columns + s, patch_half)],
-              a[row]);
+          load_matrices(&patch[stage][patch_at(patch_row.row + (row + r) * patch_columns + s,
+                                               patch_row.unit)],
+                        a[row]);
         }
 #pragma unroll
         for (int pair = 0; pair < filter_tiles / 2; ++pair) {

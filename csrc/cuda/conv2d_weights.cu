@@ -19,83 +19,70 @@ namespace pyconv::cuda {
 
 namespace {
 
-constexpr int threads = 96;
-constexpr int tile_rows = 96;
-constexpr int depth = 16;  // pixels of a step
+using namespace weights_tiles;
 
-// Which part of the tile a thread owns: rows row * 4 + {0, 1, 2, 3} and 48 further, columns
-// column * 4 + {0, 1, 2, 3} and for N = 64 those 32 further. Lanes share as in conv2d_gemm.cu.
-struct Place {
-  int row, column;
-};
-__device__ __forceinline__ Place place_of(int thread) {
-  const int lane = thread % warp_size, warp = thread / warp_size;
-  return {warp * 4 + (lane >> 1 & 1) + (lane >> 3 & 1) * 2,
-          (lane & 1) + (lane >> 2 & 1) * 2 + (lane >> 4 & 1) * 4};
-}
-
-// Blocks that a multiprocessor should hold. A gradient that is put together takes more registers
-// than four would leave.
-template <class Source>
-constexpr int resident_blocks = std::is_same_v<Source, Plain> ? 4 : 3;
+template <int N>
+constexpr size_t shared_bytes = 2 * sizeof(float) * (tile_rows + N) * depth;
 
 template <int N, class Source>
-__global__ void __launch_bounds__(threads, resident_blocks<Source>)
+__global__ void __launch_bounds__(threads, resident_blocks(4, shared_bytes<N>))
     weights_kernel(Taps t, Source dy, Positions pixels, unsigned split_pixels,
                    const float* __restrict__ x, float* __restrict__ partial) {
   constexpr int columns = N / 8;
-  constexpr int row_units = tile_rows / 4, column_units = N / 4;
-  constexpr int x_step = threads / row_units, dy_step = threads / column_units;
-  constexpr int x_loads = depth / x_step, dy_loads = ceil_div(depth, dy_step);
+  constexpr int x_loads = depth / x_step, dy_loads = ceil_div(depth, dy_step<N>);
   __shared__ __align__(16) float x_tile[2][depth * tile_rows];
   __shared__ __align__(16) float dy_tile[2][depth * N];
 
   const int thread = threadIdx.x;
   const int rows = t.kh * t.kw * t.c;
 
-  // What this thread loads of x: four channels of one tap, of pixels x_pixel + 4 i.
-  const int x_unit = thread % row_units, x_pixel = thread / row_units;
-  const int first_row = blockIdx.x * tile_rows + x_unit * 4;
+  // What this thread loads of x: four channels of one tap, of some pixels.
+  const Loader of_x = x_loader(thread);
+  const int first_row = blockIdx.x * tile_rows + of_x.unit * 4;
   const bool has_row = first_row < rows;
   const int tap = first_row / t.c;
   const int down = tap / t.kw * t.dilation_h - t.pad_top;
   const int right = tap % t.kw * t.dilation_w - t.pad_left;
   const float* const channel = x + first_row % t.c;
-  // And of dy: four filters of pixels dy_pixel + dy_step i.
-  const int dy_unit = thread % column_units, dy_pixel = thread / column_units;
-  const int filter = blockIdx.y * N + dy_unit * 4;
+  // And of dy: four filters of some pixels.
+  const Loader of_dy = dy_loader<N>(thread);
+  const int filter = blockIdx.y * N + of_dy.unit * 4;
   const bool has_filter = filter < t.oc;
 
   unsigned first = blockIdx.z * split_pixels;  // pixel of the step being loaded
   const unsigned end = min(first + split_pixels, pixels.count);
   float4 x_staged[x_loads], bias = zeros();
   typename Source::Raw dy_staged[dy_loads];
-  bool dy_valid[dy_loads];
   const auto load = [&](int stage) {
 #pragma unroll
     for (int i = 0; i < x_loads; ++i) {
-      const unsigned pixel = first + x_pixel + i * x_step;
+      const int step_pixel = of_x.row + i * x_step;
+      const unsigned pixel = first + step_pixel;
       int n, oh, ow;
       pixels.locate(pixel, n, oh, ow);
       const int ih = oh * t.stride_h + down, iw = ow * t.stride_w + right;
       const bool valid = has_row && pixel < end &&
                          static_cast<unsigned>(ih) < static_cast<unsigned>(t.h) &&
                          static_cast<unsigned>(iw) < static_cast<unsigned>(t.w);
-      const float* const from = channel + ((n * t.h + ih) * t.w + iw) * static_cast<int64_t>(t.c);
+      const float* const from = channel + ((n * t.h + ih) * t.w + iw) * t.c;
       if constexpr (PYCONV_SM80) {
-        copy_16_bytes_async(&x_tile[stage][(x_pixel + i * x_step) * tile_rows + x_unit * 4], from,
-                            valid);
+        copy_16_bytes_async(&x_tile[stage][x_at(step_pixel, of_x.unit * 4)], from, valid);
       } else {
-        x_staged[i] = valid ? load_early(from) : zeros();
+        x_staged[i] = load_early_or_zeros(from, valid);
       }
     }
 #pragma unroll
     for (int i = 0; i < dy_loads; ++i) {
-      const unsigned pixel = first + dy_pixel + i * dy_step;
-      int n, oh, ow;
-      pixels.locate(pixel, n, oh, ow);
-      dy_valid[i] = has_filter && pixel < end && dy_pixel + i * dy_step < depth;
-      dy_staged[i] = dy.read(n, oh, ow, filter, dy_valid[i]);
+      const int step_pixel = of_dy.row + i * dy_step<N>;
+      const unsigned pixel = first + step_pixel;
+      const bool valid = has_filter && pixel < end && step_pixel < depth;
+      if constexpr (std::is_same_v<Source, Pooled>) {
+        int n, oh, ow;
+        pixels.locate(pixel, n, oh, ow);
+        dy_staged[i] = dy.read(n, oh, ow, filter, valid);
+      } else {  // lies there pixel by pixel
+        dy_staged[i] = dy.read(pixel * t.oc + filter, valid);
+      }
     }
     first += depth;
   };
@@ -103,16 +90,17 @@ __global__ void __launch_bounds__(threads, resident_blocks<Source>)
     if constexpr (!PYCONV_SM80) {
 #pragma unroll
       for (int i = 0; i < x_loads; ++i) {
-        *reinterpret_cast<float4*>(
-            &x_tile[stage][(x_pixel + i * x_step) * tile_rows + x_unit * 4]) = x_staged[i];
+        *reinterpret_cast<float4*>(&x_tile[stage][x_at(of_x.row + i * x_step, of_x.unit * 4)]) =
+            x_staged[i];
       }
     }
 #pragma unroll
     for (int i = 0; i < dy_loads; ++i) {
-      const float4 g = dy_valid[i] ? dy.value(dy_staged[i]) : zeros();
+      const float4 g = dy.value(dy_staged[i]);
       bias = make_float4(bias.x + g.x, bias.y + g.y, bias.z + g.z, bias.w + g.w);
-      if (dy_pixel + i * dy_step < depth) {
-        *reinterpret_cast<float4*>(&dy_tile[stage][(dy_pixel + i * dy_step) * N + dy_unit * 4]) = g;
+      const int step_pixel = of_dy.row + i * dy_step<N>;
+      if (step_pixel < depth) {
+        *reinterpret_cast<float4*>(&dy_tile[stage][dy_at<N>(step_pixel, of_dy.unit * 4)]) = g;
       }
     }
   };
@@ -126,12 +114,12 @@ __global__ void __launch_bounds__(threads, resident_blocks<Source>)
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
         *reinterpret_cast<float4*>(&a[part * 4]) = *reinterpret_cast<const float4*>(
-            &x_tile[stage][k * tile_rows + place.row * 4 + part * 48]);
+            &x_tile[stage][x_at(k, place.row * 4 + part * part_rows)]);
       }
 #pragma unroll
       for (int part = 0; part < columns / 4; ++part) {
-        *reinterpret_cast<float4*>(&b[part * 4]) =
-            *reinterpret_cast<const float4*>(&dy_tile[stage][k * N + place.column * 4 + part * 32]);
+        *reinterpret_cast<float4*>(&b[part * 4]) = *reinterpret_cast<const float4*>(
+            &dy_tile[stage][dy_at<N>(k, place.column * 4 + part * part_columns)]);
       }
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -141,26 +129,27 @@ __global__ void __launch_bounds__(threads, resident_blocks<Source>)
     }
   };
 
-  const int steps = static_cast<int>(ceil_div(end - first, static_cast<unsigned>(depth)));
+  const int steps = static_cast<int>(ceil_div(end - first, static_cast<unsigned>(depth)));  // > 0
   load(0);
   store_staged(0);
-  int stage = 0;
-  for (int step = 0; step < steps; ++step, stage ^= 1) {
-    const bool more = step + 1 < steps;
+  int loading = 1;  // stage
+  for (int left = steps - 1; left >= 0; --left, loading ^= 1) {
+    const bool more = left > 0;
     wait_for_copies();
-    __syncthreads();  // this stage has arrived, and everybody has finished with the other
-    if (more) load(stage ^ 1);
-    multiply(stage);
-    if (more) store_staged(stage ^ 1);
+    __syncthreads();  // the other stage has arrived, and everybody has finished with this one
+    if (more) load(loading);
+    __syncwarp();  // or the compiler moves the multiplications in front of the loads
+    multiply(loading ^ 1);
+    if (more) store_staged(loading);
   }
 
   float* const result = partial + static_cast<int64_t>(blockIdx.z) * (rows + 1) * t.oc;
 #pragma unroll
   for (int part = 0; part < columns / 4; ++part) {
-    const int f = blockIdx.y * N + place.column * 4 + part * 32;
+    const int f = blockIdx.y * N + place.column * 4 + part * part_columns;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const int row = blockIdx.x * tile_rows + place.row * 4 + i / 4 * 48 + i % 4;
+      const int row = blockIdx.x * tile_rows + place.row * 4 + i / 4 * part_rows + i % 4;
       if (f < t.oc && row < rows) {
         *reinterpret_cast<float4*>(result + static_cast<int64_t>(row) * t.oc + f) = make_float4(
             sums[i][part * 4], sums[i][part * 4 + 1], sums[i][part * 4 + 2], sums[i][part * 4 + 3]);
@@ -175,8 +164,7 @@ __global__ void __launch_bounds__(threads, resident_blocks<Source>)
   __syncthreads();
   if (thread < N && blockIdx.y * N + thread < t.oc) {
     float sum = 0.0f;
-    for (int i = 0; i < dy_step; ++i)
-      sum += shared[(i * column_units + thread / 4) * 4 + thread % 4];
+    for (int i = 0; i < dy_step<N>; ++i) sum += shared[i * N + thread];
     result[static_cast<int64_t>(rows) * t.oc + blockIdx.y * N + thread] = sum;
   }
 }

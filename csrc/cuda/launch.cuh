@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../ops.hpp"
+#include "host_device.hpp"
 #include "operations.hpp"
 #include "runtime.hpp"
 
@@ -14,7 +15,22 @@
 
 namespace pyconv::cuda {
 
-constexpr int warp_size = 32;
+// Blocks of `shared_bytes` that a multiprocessor is asked to hold: as many as wanted, or as fit
+// into its shared memory. CUDA C++ Programming Guide, "Technical Specifications per Compute
+// Capability"; every block takes another 1 KB from sm_80 on.
+PYCONV_HOST_DEVICE constexpr int resident_blocks(int wanted, size_t shared_bytes) {
+#if !PYCONV_SM80
+  constexpr size_t kilobytes = 64, reserved = 0;
+#elif __CUDA_ARCH__ == 800
+  constexpr size_t kilobytes = 164, reserved = 1024;
+#elif __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000
+  constexpr size_t kilobytes = 228, reserved = 1024;
+#else
+  constexpr size_t kilobytes = 100, reserved = 1024;
+#endif
+  const int fit = static_cast<int>(kilobytes * 1024 / (shared_bytes + reserved));
+  return fit < wanted ? fit : wanted;
+}
 
 // A kernel with its name and the threads of its blocks: what is launched, and listed.
 template <class... Parameters>
@@ -37,11 +53,6 @@ struct KernelOf : Register {
     check_launch(name.c_str());
   }
 };
-
-template <class T>
-__host__ __device__ constexpr T ceil_div(T a, T b) {
-  return (a + b - 1) / b;
-}
 
 // Blocks for a loop over `size` elements in steps of the grid (for_each_index): enough to fill any
 // device, never more than a grid may have.
