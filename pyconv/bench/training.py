@@ -74,15 +74,9 @@ def compare(
 
     deadline = time.monotonic() + patience
 
-    def turn(name: str) -> dict[str, Any]:
-        progress(f"{task}, batch {batch}: {CONTESTANTS[name].title}")
-        while True:
-            wait_until_quiet(deadline)
-            answer = processes[name].ask("run", seconds=seconds)
-            if (answer["others"] or 0.0) <= NOISY or time.monotonic() >= deadline:
-                return answer
-
-    turns = interleave({name: partial(turn, name) for name in prepared}, rounds)
+    turns = interleave(
+        {name: partial(take_turn, processes[name], seconds, deadline) for name in prepared}, rounds
+    )
     progress("")
     rates = {name: [turn["images"] / turn["seconds"] for turn in turns[name]] for name in turns}
     rival = fastest(rates, OURS) if OURS in rates else None
@@ -95,6 +89,16 @@ def compare(
         if OURS in rates and name != OURS:
             answer["ratio"] = asdict(ratio(rates[OURS], rates[name]))
     return {"task": task, "batch": batch, "fastest_peer": rival, "contestants": prepared}
+
+
+def take_turn(process: Process, seconds: float, deadline: float) -> dict[str, Any]:
+    """Lets a contestant run; until the deadline, only while other processes leave it alone."""
+    progress(f"{CONTESTANTS[process.name].title} runs")
+    while True:
+        wait_until_quiet(deadline)
+        answer = process.ask("run", seconds=seconds)
+        if (answer["others"] or 0.0) <= NOISY or time.monotonic() >= deadline:
+            return answer
 
 
 def wait_until_quiet(deadline: float) -> None:
@@ -149,7 +153,9 @@ def print_comparison(case: dict[str, Any]) -> None:
         )
 
 
-def sweep(rounds: int, seconds: float, threads: int, isa: str | None) -> list[dict[str, Any]]:
+def sweep(
+    rounds: int, seconds: float, threads: int, isa: str | None, patience: float = 0.0
+) -> list[dict[str, Any]]:
     """Prints pyconv's images/s against the batch size, on one thread and on all of them."""
     rows = []
     counts = [1, threads] if threads > 1 else [1]
@@ -165,11 +171,19 @@ def sweep(rounds: int, seconds: float, threads: int, isa: str | None) -> list[di
                 for process in processes.values():
                     process.ask("prepare", task=task, batch=batch)
 
-                def turn(count: str) -> float:
-                    answer = processes[count].ask("run", seconds=seconds)
-                    return float(answer["images"] / answer["seconds"])
-
-                rates = interleave({count: partial(turn, count) for count in processes}, rounds)
+                deadline = time.monotonic() + patience
+                turns = interleave(
+                    {
+                        count: partial(take_turn, process, seconds, deadline)
+                        for count, process in processes.items()
+                    },
+                    rounds,
+                )
+                progress("")
+                rates = {
+                    count: [turn["images"] / turn["seconds"] for turn in turns[count]]
+                    for count in turns
+                }
                 row: dict[str, Any] = {"task": task, "batch": batch, "rates": rates}
                 line = f"{batch:6}{statistics.median(rates['1']):12,.1f}"
                 if threads > 1:
@@ -282,8 +296,8 @@ def parser() -> argparse.ArgumentParser:
         type=_positive(float),
         default=0.0,
         metavar="S",
-        help="for so many seconds a table, wait for a quiet machine before each turn, and repeat "
-        "turns that other processes disturb; default: 0",
+        help="for so many seconds a table (--sweep: a row), wait for a quiet machine before each "
+        "turn, and repeat turns that other processes disturb; default: 0",
     )
     add(
         "--contestants",
@@ -313,7 +327,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args(arguments)
     tasks = options.tasks or ([] if options.memory or options.sweep else list(TASKS))
     threads = options.threads or pyconv.get_num_threads()
-    names = sorted(options.contestants, key=lambda name: name != OURS)
+    names = [
+        name
+        for name in sorted(options.contestants, key=lambda name: name != OURS)
+        if set(tasks) & set(CONTESTANTS[name].tasks)
+        or (options.memory and name in memory.CONTESTANTS)
+    ]
     try:
         pythons = interpreters(names, options.peers_python)
     except ValueError as error:
@@ -367,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     report["cases"].append(case)
         _print_versions(report["cases"])
     if options.sweep:
-        report["sweep"] = sweep(options.rounds, options.seconds, threads, limit)
+        report["sweep"] = sweep(options.rounds, options.seconds, threads, limit, options.patience)
     if options.memory:
         report["memory"] = measure_memory(pythons, threads, limit, IMAGES, TEST_IMAGES)
     report["missing"] = missing
