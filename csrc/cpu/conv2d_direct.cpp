@@ -19,8 +19,6 @@ namespace {
 
 // Bytes of activations that one work item should touch, to stay in a core's second-level cache.
 constexpr int64_t item_bytes = 320 * 1024;
-// Work items per thread: enough that a thread that is held up does not hold up the others.
-constexpr int64_t items_per_thread = 4;
 
 // dst = src where y > 0, else 0.
 void masked_copy(const float* src, const float* y, float* dst, int64_t size) {
@@ -451,11 +449,10 @@ void pack_gradient(const float* dy, const float* y, int64_t stride, int64_t pixe
   for (int q = 0; q < Q; ++q) sum[q] = load(bias + q * lanes);
   for (int64_t pixel = 0; pixel < pixels; ++pixel, dy += stride, packed += Q * lanes) {
     for (int q = 0; q < Q; ++q) {
-      const bool whole = q < Q - 1 || last == lanes;
-      vec v = whole ? load(dy + q * lanes) : load_n(dy + q * lanes, last);
+      const int64_t count = q < Q - 1 ? lanes : last;
+      vec v = load_part(dy + q * lanes, count);
       if (y != nullptr) {
-        const float* at = y + pixel * stride + q * lanes;
-        v = where_positive(whole ? load(at) : load_n(at, last), v);
+        v = where_positive(load_part(y + pixel * stride + q * lanes, count), v);
       }
       store(packed + q * lanes, v);
       sum[q] = add(sum[q], v);
@@ -471,8 +468,8 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
   const WeightsCut cut = cut_weights(s);
   const int64_t group_c = s.c / s.groups;
   if (s.n == 0) {
-    for (int64_t i = 0; i < cut.rows * s.oc; ++i) dw[i] = 0.0f;
-    for (int64_t i = 0; i < s.oc && db != nullptr; ++i) db[i] = 0.0f;
+    clear(dw, cut.rows * s.oc);
+    if (db != nullptr) clear(db, s.oc);
     return;
   }
   const int64_t block_rows = min(s.oh, max(1, block_pixels / s.ow));
@@ -499,9 +496,8 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
   memory.allocate();
   float* const partials = memory.at<float>(partial_at);
   float* const bias_partials = memory.at<float>(bias_at);
-  for (int64_t i = 0; i < cut.chunks * cut.bias_partial; ++i) bias_partials[i] = 0.0f;
-
-  for (int64_t i = 0; i < threads * panel_lanes; ++i) memory.at<float>(spare_at)[i] = 0.0f;
+  clear(bias_partials, cut.chunks * cut.bias_partial);
+  clear(memory.at<float>(spare_at), threads * panel_lanes);
 
   // The rows of the weights in the order in which tiles take them: a block of channels, then its
   // taps, so that the block's copy stays in the first-level cache for all of them. For each row,

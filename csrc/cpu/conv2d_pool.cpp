@@ -1,10 +1,9 @@
 // Convolution + bias + ReLU + 2x2 max pooling + dropout, and its gradients from the pooled
 // gradient.
 //
-//   conv2d_pool                   y  = dropout(max_pool(relu(conv(x, w) + b)))   overwrites y,
-//   winner conv2d_pool_backward_data     dx                                             overwrites
-//   dx conv2d_pool_backward_weights  dw, db                                         overwrites dw,
-//   db
+//   conv2d_pool                   y  = dropout(max_pool(relu(conv + b)))  overwrites y, winner
+//   conv2d_pool_backward_data     dx                                      overwrites dx
+//   conv2d_pool_backward_weights  dw, db                                  overwrites dw, db
 //
 // y, dy and winner are pooled, [n, ph, pw, oc]; see ConvPoolShape.
 //
@@ -27,8 +26,6 @@
 namespace pyconv::cpu::PYCONV_ISA {
 
 namespace {
-
-constexpr int64_t items_per_thread = 4;
 
 // ---------------------------------------------------------------------------------------------
 // Sums of scaled rows
@@ -169,9 +166,6 @@ struct Band {
   int64_t size() const { return rows * line; }
 };
 
-void fill(float* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = 0.0f;
-}
 void copy(float* to, const float* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
@@ -183,12 +177,12 @@ void copy_band(const Band& band, const Conv2dShape& s, const float* image, float
   for (int64_t i = 0; i < band.rows; ++i, to += band.line) {
     const int64_t row = band.top + i;
     if (row < 0 || row >= s.h) {
-      fill(to, band.line);
+      clear(to, band.line);
       continue;
     }
-    fill(to, begin * s.c);
+    clear(to, begin * s.c);
     copy(to + begin * s.c, image + (row * s.w + band.left + begin) * s.c, (end - begin) * s.c);
-    fill(to + end * s.c, (band.cols - end) * s.c);
+    clear(to + end * s.c, (band.cols - end) * s.c);
   }
 }
 
@@ -199,13 +193,13 @@ void copy_from_band(const Band& band, const Conv2dShape& s, const float* from, f
   for (int64_t row = 0; row < s.h; ++row, image += s.w * s.c) {
     const int64_t i = row - band.top;
     if (i < 0 || i >= band.rows) {
-      fill(image, s.w * s.c);
+      clear(image, s.w * s.c);
       continue;
     }
-    fill(image, begin * s.c);
+    clear(image, begin * s.c);
     copy(image + begin * s.c, from + i * band.line + (begin - band.left) * s.c,
          (end - begin) * s.c);
-    fill(image + end * s.c, (s.w - end) * s.c);
+    clear(image + end * s.c, (s.w - end) * s.c);
   }
 }
 
@@ -220,8 +214,8 @@ bool sparse_fits(const ConvPoolShape& p) {
          s.kh * s.kw * s.c * s.oc < most;
 }
 
-// Channels beyond which the rows no longer come from the first two levels of the cache, and
-// Winograd's products are faster.
+// Channels beyond which the rows hardly come from the first two levels of the cache any more, so
+// that Winograd's products should be faster. Estimated, not measured.
 constexpr int64_t most_sparse_channels = 256;
 bool sparse_pays(const ConvPoolShape& p) {
   return sparse_fits(p) && math_mode() != MathMode::winograd &&
@@ -237,13 +231,13 @@ float* dense_gradient(const ConvPoolShape& p, float scale, const float* dy, cons
     const int64_t n = item / s.oh, oh = item % s.oh;
     float* const row = dense + item * s.ow * s.oc;
     if (oh / 2 >= p.ph) {
-      fill(row, s.ow * s.oc);
+      clear(row, s.ow * s.oc);
       return;
     }
     for (int64_t ow = 0; ow < s.ow; ++ow) {
       float* const to = row + ow * s.oc;
       if (ow / 2 >= p.pw) {
-        fill(to, s.oc);
+        clear(to, s.oc);
         continue;
       }
       const int64_t at = ((n * p.ph + oh / 2) * p.pw + ow / 2) * s.oc;
@@ -306,19 +300,6 @@ inline void drop_values(int64_t count, uint32_t last_dropped, float scale,
   }
 }
 
-void drop(int64_t size, const Dropout& d, float* y, uint8_t* winner) {
-  const uint64_t offset = get(d.offset);
-  const uint32_t last_dropped = static_cast<uint32_t>(d.threshold - 1);
-  parallel_ranges(size, 64 * philox_values, [&](int64_t begin, int64_t end) {
-    uint32_t random[philox_values];
-    for (int64_t i = begin; i < end; i += philox_values) {
-      philox_block(static_cast<uint64_t>(i / 4), offset, d.seed, random);
-      const int64_t count = min(philox_values, end - i);
-      drop_values(count, last_dropped, d.scale, random, y + i, winner + i);
-    }
-  });
-}
-
 }  // namespace
 
 void conv2d_pool(const ConvPoolShape& p, const Dropout& d, const float* x, const float* w,
@@ -328,7 +309,11 @@ void conv2d_pool(const ConvPoolShape& p, const Dropout& d, const float* x, const
   } else {
     direct_pool(p, x, w, b, y, winner);
   }
-  if (d.threshold > 0) drop(p.conv.n * p.ph * p.pw * p.conv.oc, d, y, winner);
+  if (d.threshold == 0) return;
+  drop_in_parallel(p.conv.n * p.ph * p.pw * p.conv.oc, d,
+                   [&](int64_t i, int64_t count, const uint32_t* random, uint32_t last_dropped) {
+                     drop_values(count, last_dropped, d.scale, random, y + i, winner + i);
+                   });
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -373,7 +358,7 @@ void conv2d_pool_backward_data(const ConvPoolShape& p, float scale, const float*
     Term* const terms = memory.at<Term>(terms_at) + worker * 5 * block;
     float* const image = dx + n * s.h * s.w * s.c;
     float* const sums = in_place ? image : memory.at<float>(band_at) + worker * band_size;
-    fill(sums, in_place ? s.h * s.w * s.c : band_size);
+    clear(sums, in_place ? s.h * s.w * s.c : band_size);
     // Where the first position's patch begins.
     float* const origin = in_place ? sums + (band.top * s.w + band.left) * s.c : sums;
     for (int64_t first = 0; first < s.oc; first += block) {
@@ -448,8 +433,8 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
     // [feature][kh][kw][c]
     float* const sums = all_sums + (chunk * s.oc + first) * patch;
     float* const bias = all_bias + chunk * s.oc + first;
-    fill(sums, features * patch);
-    fill(bias, features);
+    clear(sums, features * patch);
+    clear(bias, features);
     Term* const terms = memory.at<Term>(terms_at) + worker * part * (most_terms + 1);
     int32_t* const counts = memory.at<int32_t>(counts_at) + worker * part;
     float* const copied = memory.at<float>(band_at) + worker * band_size;

@@ -31,10 +31,9 @@ namespace pyconv::cpu::PYCONV_ISA {
 
 namespace {
 
-constexpr int out_side = 4;              // of a tile of outputs
-constexpr int side = out_side + 3 - 1;   // of its patch, and of everything transformed
-constexpr int planes = side * side;      // products of matrices
-constexpr int64_t items_per_thread = 4;  // so that a thread that is held up does not hold up others
+constexpr int out_side = 4;             // of a tile of outputs
+constexpr int side = out_side + 3 - 1;  // of its patch, and of everything transformed
+constexpr int planes = side * side;     // products of matrices
 
 // B^T: six values of a patch to their six transforms.
 struct InputTransform {
@@ -185,8 +184,8 @@ struct Source {
 // channels. place(c) is where element (0, 0) of the vector of channels from c on goes; the others
 // follow, each a step further.
 template <bool masked, class Transform, class Place>
-void transform_patch(Transform transform, const Source& source, int64_t image, int64_t row,
-                     int64_t col, const Place& place, int64_t step) {
+void transform_pixels(Transform transform, const Source& source, int64_t image, int64_t row,
+                      int64_t col, const Place& place, int64_t step) {
   constexpr int In = Transform::in;
   const int64_t pixel = source.c, line = source.w * pixel;
   const int64_t origin = ((image * source.h + row) * source.w + col) * pixel;
@@ -204,6 +203,8 @@ void transform_patch(Transform transform, const Source& source, int64_t image, i
           values[j] = masked ? where_positive(load(mask + at + j * pixel), v) : v;
         }
       };
+      // The rows that the tiles below read first: without this, most of a transform's time is spent
+      // waiting for them.
       if (c % cache_line == 0) {
         for (int i = 0; i < out_side; ++i) {
           for (int j = 0; j < out_side; ++j) {
@@ -229,6 +230,16 @@ void transform_patch(Transform transform, const Source& source, int64_t image, i
       }
     };
     transform_square(transform, read_row, place(c), step);
+  }
+}
+
+template <class Transform, class Place>
+void transform_patch(Transform transform, const Source& source, int64_t image, int64_t row,
+                     int64_t col, const Place& place, int64_t step) {
+  if (source.mask != nullptr) {
+    transform_pixels<true>(transform, source, image, row, col, place, step);
+  } else {
+    transform_pixels<false>(transform, source, image, row, col, place, step);
   }
 }
 
@@ -291,29 +302,22 @@ void finish_tile(const Convolution& conv, const TilePosition& tile, int64_t begi
   for (int64_t f = begin; f < end; f += lanes) {
     const int64_t count = min(lanes, conv.features - f);
     const vec bias = conv.bias == nullptr ? zero() : load_part(conv.bias + f, count);
-    vec y[out_side][out_side], half[side][out_side];
-    const float* row = m + f - begin;
+    const float* const from = m + f - begin;
+    const auto read_row = [=](int i, vec(&values)[side]) {
 #pragma GCC unroll 6
-    for (int i = 0; i < side; ++i, row += side * step) {
-      vec values[side];
-#pragma GCC unroll 6
-      for (int j = 0; j < side; ++j) values[j] = load(row + j * step);
-      OutputTransform()(values, half[i]);
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < out_side; ++j) {
-      vec column[side], result[out_side];
-#pragma GCC unroll 6
-      for (int i = 0; i < side; ++i) column[i] = half[i][j];
-      OutputTransform()(column, result);
-#pragma GCC unroll 4
-      for (int i = 0; i < out_side; ++i) y[i][j] = result[i];
-    }
+      for (int j = 0; j < side; ++j) values[j] = load(from + (i * side + j) * step);
+    };
+    float y[out_side * out_side * lanes];
+    transform_square(OutputTransform(), read_row, y, lanes);
+    const auto value = [&](int i, int j) {
+      return add(load(y + (i * out_side + j) * lanes), bias);
+    };
     if (pooled) {
       for (int i = 0; i < rows / 2; ++i) {
         for (int j = 0; j < cols / 2; ++j) {
-          const auto value = [&](int k) { return add(y[2 * i + k / 2][2 * j + k % 2], bias); };
-          const PooledWindow window = pool_window(value(0), value(1), value(2), value(3));
+          const PooledWindow window =
+              pool_window(value(2 * i, 2 * j), value(2 * i, 2 * j + 1), value(2 * i + 1, 2 * j),
+                          value(2 * i + 1, 2 * j + 1));
           const int64_t to = at + (i * conv.result_w + j) * conv.features + f;
           store_part(conv.result + to, window.y, count);
           store_bytes_n(conv.winner + to, window.winner, count);
@@ -325,7 +329,7 @@ void finish_tile(const Convolution& conv, const TilePosition& tile, int64_t begi
     for (int i = 0; i < rows; ++i) {
       float* to = conv.result + at + i * conv.result_w * conv.features + f;
       for (int j = 0; j < cols; ++j, to += conv.features) {
-        store_part(to, at_least(least, add(y[i][j], bias)), count);
+        store_part(to, at_least(least, value(i, j)), count);
       }
     }
   }
@@ -340,7 +344,7 @@ int64_t block_tiles(int64_t c, int64_t oc) {
 
 void run(const Convolution& conv) {
   const Tiles tiles(conv.n, conv.rows, conv.cols);
-  const int64_t depth = conv.source.c, depth_row = ceil_div(depth, lanes) * lanes;
+  const int64_t depth = conv.source.c, depth_row = padded_features(depth);
   const int64_t panels = panel_count(conv.features), width = padded_features(conv.features);
   const int threads = num_threads();
 
@@ -386,11 +390,7 @@ void run(const Convolution& conv) {
       float* const to = v + t * depth_row;
       const auto place = [=](int64_t c) { return to + c; };
       const int64_t row = tile.row - conv.pad_top, col = tile.col - conv.pad_left;
-      if (conv.source.mask != nullptr) {
-        transform_patch<true>(InputTransform(), conv.source, tile.image, row, col, place, v_step);
-      } else {
-        transform_patch<false>(InputTransform(), conv.source, tile.image, row, col, place, v_step);
-      }
+      transform_patch(InputTransform(), conv.source, tile.image, row, col, place, v_step);
     }
 
     ProductTile product{};
@@ -402,15 +402,11 @@ void run(const Convolution& conv) {
         const int64_t vectors = panel_vectors(conv.features, panel);
         const int64_t row_tiles = ceil_div(count, tile_rows[vectors]);
         product.b = u + plane * u_step + panel * panel_lanes * depth;
-        Parts parts(count, row_tiles);
-        int64_t t = 0;
-        for (int64_t i = 0; i < row_tiles; ++i) {
-          const int64_t rows = parts.next();
+        for_parts(count, row_tiles, [&](int64_t t, int64_t rows) {
           product.a = v + plane * v_step + t * depth_row;
           product.c = m + plane * m_step + t * product.c_row + panel * panel_lanes - f_begin;
           run_tile(product, vectors, rows);
-          t += rows;
-        }
+        });
       }
     }
 
@@ -421,9 +417,9 @@ void run(const Convolution& conv) {
   });
 }
 
-// What the passes cost an image, in multiply-adds of the direct algorithm that take as long. That
-// the weights are transformed once a batch is left out: an image must get the same bits in any
-// batch.
+// What the passes cost an image, in multiply-adds of the direct algorithm that take as long; those
+// of the transforms are estimates. That the weights are transformed once a batch is left out: an
+// image must get the same bits in any batch.
 constexpr int64_t input_cost = 200, output_cost = 160;
 bool pays(int64_t rows, int64_t cols, int64_t c, int64_t oc) {
   const MathMode mode = math_mode();
@@ -451,49 +447,47 @@ bool winograd_pays_backward_weights(const Conv2dShape& s) {
   return winograd_fits(s) && pays(s.oh, s.ow, s.c, s.oc);
 }
 
+namespace {
+
+Convolution forward(const Conv2dShape& s, const float* x, const float* w, const float* b,
+                    float* y) {
+  return {.source = {.data = x, .mask = nullptr, .h = s.h, .w = s.w, .c = s.c},
+          .n = s.n,
+          .pad_top = s.pad_top,
+          .pad_left = s.pad_left,
+          .rows = s.oh,
+          .cols = s.ow,
+          .result_h = s.oh,
+          .result_w = s.ow,
+          .features = s.oc,
+          .bias = b,
+          .least = -HUGE_VALF,
+          .result = y,
+          .winner = nullptr,
+          .weights = w,
+          .weight_tap = s.c * s.oc,
+          .weight_k = s.oc,
+          .weight_f = 1};
+}
+
+}  // namespace
+
 void conv2d_winograd(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                      const float* b, float* y) {
   if (s.n == 0) return;
-  run({.source = {.data = x, .mask = nullptr, .h = s.h, .w = s.w, .c = s.c},
-       .n = s.n,
-       .pad_top = s.pad_top,
-       .pad_left = s.pad_left,
-       .rows = s.oh,
-       .cols = s.ow,
-       .result_h = s.oh,
-       .result_w = s.ow,
-       .features = s.oc,
-       .bias = b,
-       .least = activation == Activation::relu ? 0.0f : -HUGE_VALF,
-       .result = y,
-       .winner = nullptr,
-       .weights = w,
-       .weight_tap = s.c * s.oc,
-       .weight_k = s.oc,
-       .weight_f = 1});
+  Convolution conv = forward(s, x, w, b, y);
+  if (activation == Activation::relu) conv.least = 0.0f;
+  run(conv);
 }
 
 void conv2d_winograd_pool(const ConvPoolShape& p, const float* x, const float* w, const float* b,
                           float* y, uint8_t* winner) {
-  const Conv2dShape& s = p.conv;
-  if (s.n == 0) return;
-  run({.source = {.data = x, .mask = nullptr, .h = s.h, .w = s.w, .c = s.c},
-       .n = s.n,
-       .pad_top = s.pad_top,
-       .pad_left = s.pad_left,
-       .rows = 2 * p.ph,
-       .cols = 2 * p.pw,
-       .result_h = p.ph,
-       .result_w = p.pw,
-       .features = s.oc,
-       .bias = b,
-       .least = 0.0f,
-       .result = y,
-       .winner = winner,
-       .weights = w,
-       .weight_tap = s.c * s.oc,
-       .weight_k = s.oc,
-       .weight_f = 1});
+  if (p.conv.n == 0) return;
+  Convolution conv = forward(p.conv, x, w, b, y);
+  conv.rows = 2 * p.ph, conv.cols = 2 * p.pw;
+  conv.result_h = p.ph, conv.result_w = p.pw;
+  conv.winner = winner;
+  run(conv);
 }
 
 void conv2d_winograd_backward_data(const Conv2dShape& s, Activation activation, const float* dy,
@@ -544,7 +538,7 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
                          .h = s.oh,
                          .w = s.ow,
                          .c = s.oc};
-  const int64_t depth = ceil_div(s.c, lanes) * lanes, width = padded_features(s.oc);
+  const int64_t depth = padded_features(s.c), width = padded_features(s.oc);
   const int64_t oc = s.oc, panels = panel_count(oc);
   const int64_t tile_bytes = planes * (depth + width) * static_cast<int64_t>(sizeof(float));
   const int64_t stage = max(1, min(tiles.count, max(2 * max_tile_rows, stage_bytes / tile_bytes)));
@@ -564,10 +558,8 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
   float* const m = memory.at<float>(m_at);
   float* const sums = memory.at<float>(sums_at);
   float* const bias = memory.at<float>(bias_at);
-  for (int64_t f = 0; f < width; ++f) bias[f] = 0.0f;
-  if (tiles.count == 0) {
-    for (int64_t i = 0; i < planes * sum_step; ++i) sums[i] = 0.0f;
-  }
+  clear(bias, width);
+  if (tiles.count == 0) clear(sums, planes * sum_step);
 
   for (int64_t first = 0; first < tiles.count; first += stage) {
     const int64_t count = min(stage, tiles.count - first);
@@ -577,7 +569,7 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
       TilePosition tile(tiles, first + begin);
       for (int64_t t = begin; t < end; ++t, tile.advance(tiles)) {
         float* const v_tile = v + t * lanes;
-        transform_patch<false>(
+        transform_patch(
             InputTransform(), x_source, tile.image, tile.row - s.pad_top, tile.col - s.pad_left,
             [=](int64_t c) { return v_tile + c * count; }, v_step);
         const auto place = [=](int64_t f) {
@@ -585,13 +577,8 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
           return m + panel * panel_lanes * count + t * panel_vectors(oc, panel) * lanes +
                  f % panel_lanes;
         };
-        if (dy_source.mask != nullptr) {
-          transform_patch<true>(GradientTransform(), dy_source, tile.image, tile.row, tile.col,
-                                place, m_step);
-        } else {
-          transform_patch<false>(GradientTransform(), dy_source, tile.image, tile.row, tile.col,
-                                 place, m_step);
-        }
+        transform_patch(GradientTransform(), dy_source, tile.image, tile.row, tile.col, place,
+                        m_step);
       }
     });
 
@@ -616,17 +603,13 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
       tile.pixels = count;
       tile.overwrite = first == 0;
       const int64_t row_tiles = ceil_div(s.c, tile_rows[vectors]);
-      Parts parts(s.c, row_tiles);
-      int64_t c = 0;
-      for (int64_t i = 0; i < row_tiles; ++i) {
-        const int64_t rows = parts.next();
+      for_parts(s.c, row_tiles, [&](int64_t c, int64_t rows) {
         for (int64_t r = 0; r < rows; ++r) {
           tile.x[r] = v + plane * v_step + (c + r) / lanes * lanes * count + (c + r) % lanes;
         }
         tile.dw = sums + plane * sum_step + panel * panel_lanes * depth + c * vectors * lanes;
         run_tile(tile, vectors, rows);
-        c += rows;
-      }
+      });
     });
   }
 

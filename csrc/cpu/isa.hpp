@@ -57,6 +57,24 @@ class Parts {
   int64_t size_, larger_;  // size of a part; how many of those to come have one more
 };
 
+// body(begin, size) for each of those parts.
+template <class Body>
+static inline void for_parts(int64_t total, int64_t parts, const Body& body) {
+  Parts sizes(total, parts);
+  for (int64_t part = 0, begin = 0; part < parts; ++part) {
+    const int64_t size = sizes.next();
+    body(begin, size);
+    begin += size;
+  }
+}
+
+static inline void clear(float* p, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) p[i] = 0.0f;
+}
+
+// Work items per thread: enough that a thread that is held up does not hold up the others.
+constexpr int64_t items_per_thread = 4;
+
 // body(item, worker) for each item in [0, items); see run_parallel.
 template <class Body>
 static inline void parallel_for(int threads, int64_t items, const Body& body) {

@@ -45,4 +45,20 @@ static inline void philox_block(uint64_t first, uint64_t offset, uint64_t seed,
   }
 }
 
+// body(i, count, random, last_dropped) over [0, size): of the elements from i on, those whose
+// random word is at most last_dropped are dropped. With a threshold above 0.
+template <class Body>
+static inline void drop_in_parallel(int64_t size, const Dropout& dropout, const Body& body) {
+  const uint64_t offset = get(dropout.offset);
+  // threshold may be 2^32; what precedes it fits in 32 bits.
+  const uint32_t last_dropped = static_cast<uint32_t>(dropout.threshold - 1);
+  parallel_ranges(size, 64 * philox_values, [&](int64_t begin, int64_t end) {
+    uint32_t random[philox_values];
+    for (int64_t i = begin; i < end; i += philox_values) {
+      philox_block(static_cast<uint64_t>(i / 4), offset, dropout.seed, random);
+      body(i, min(philox_values, end - i), random, last_dropped);
+    }
+  });
+}
+
 }  // namespace pyconv::cpu::PYCONV_ISA
