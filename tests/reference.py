@@ -229,10 +229,14 @@ def conv2d_pool(x, w, b=None, rate=0.0, seed=0, offset=0, **geometry):
     return dropout(y, rate, seed, offset), winner
 
 
-def conv2d_pool_backward(dy, winner, x, w, rate=0.0, **geometry):
+def conv2d_pool_gradient(dy, winner, shape, rate=0.0) -> np.ndarray:
+    """The dense gradient, of `shape`, that the pooled one stands for."""
     alive = np.where(winner == 4, 0.0, np.asarray(dy, np.float64) / (1 - rate))
-    shape = conv2d(x, w, **geometry).shape
-    dense_dy = max_pool2d_backward(alive, np.where(winner == 4, 0, winner), shape)
+    return max_pool2d_backward(alive, np.where(winner == 4, 0, winner), shape)
+
+
+def conv2d_pool_backward(dy, winner, x, w, rate=0.0, **geometry):
+    dense_dy = conv2d_pool_gradient(dy, winner, conv2d(x, w, **geometry).shape, rate)
     return conv2d_backward(dense_dy, x, w, **geometry)
 
 

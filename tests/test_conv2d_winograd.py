@@ -43,6 +43,24 @@ def pads(case: ConvCase) -> tuple:
     return sides
 
 
+def assert_gradients(case, got, expected, dense_dy, x, w, more=0) -> None:
+    """dx, dw and db of the dense gradient are within their bounds."""
+    dx, dw, db = got
+    n, oh, ow, f = dense_dy.shape
+    if np.max(pads(case)) <= 2:
+        size = reference.winograd_backward_data(dense_dy, w, case.x, case.padding, of=np.abs)
+        bound = sum_bound(f + WINOGRAD_ROUNDINGS + more, size)
+    else:  # with more padding it is computed directly
+        size = reference.conv2d_backward_data(np.abs(dense_dy), np.abs(w), case.x, **case.geometry)
+        bound = sum_bound(9 * f + more, size)
+    assert_within(dx, expected[0], bound, f"dx {case}")
+    tiles = n * -(-oh // 4) * -(-ow // 4)
+    size = reference.winograd_backward_weights(dense_dy, x, case.padding, of=np.abs)
+    assert_within(dw, expected[1], sum_bound(tiles + WINOGRAD_ROUNDINGS + more, size), f"dw {case}")
+    size = np.abs(dense_dy).sum((0, 1, 2))
+    assert_within(db, expected[2], sum_bound(n * oh * ow + more, size), f"db {case}")
+
+
 @all_cases
 def test_the_reference_algorithm_is_convolution(case):
     x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
@@ -61,27 +79,18 @@ def test_the_reference_algorithm_is_convolution(case):
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_reals_are_within_the_rounding_bound(isa, case, activation):
     x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
-    c, f = case.w[2:]
     y = kernels.conv2d(x, w, b, **case.geometry, activation=activation)
     expected = reference.conv2d(x, w, b, **case.geometry, activation=activation)
     size = reference.winograd_conv2d(x, w, b, case.padding, of=np.abs)
-    assert_within(y, expected, sum_bound(c + WINOGRAD_ROUNDINGS, size), f"y {case}")
+    assert_within(y, expected, sum_bound(case.w[2] + WINOGRAD_ROUNDINGS, size), f"y {case}")
 
     dy = reals("dy", y.shape)
     mask = np.maximum(reals("y", y.shape), 0)
     options = case.geometry | {"activation": activation, "y": mask if activation else None}
-    dx, dw, db = kernels.conv2d_backward(dy, x, w, **options)
+    got = kernels.conv2d_backward(dy, x, w, **options)
     expected = reference.conv2d_backward(dy, x, w, **options)
     dense = dy * (mask > 0) if activation else dy
-    n, oh, ow, _ = y.shape
-    if np.max(pads(case)) <= 2:  # it is computed directly with more
-        size = reference.winograd_backward_data(dense, w, case.x, case.padding, of=np.abs)
-        assert_within(dx, expected[0], sum_bound(f + WINOGRAD_ROUNDINGS, size), f"dx {case}")
-    tiles = n * -(-oh // 4) * -(-ow // 4)
-    size = reference.winograd_backward_weights(dense, x, case.padding, of=np.abs)
-    assert_within(dw, expected[1], sum_bound(tiles + WINOGRAD_ROUNDINGS, size), f"dw {case}")
-    size = np.abs(dense).sum((0, 1, 2))
-    assert_within(db, expected[2], sum_bound(n * oh * ow, size), f"db {case}")
+    assert_gradients(case, got, expected, dense, x, w)
 
 
 @all_cases
@@ -105,11 +114,11 @@ def test_pooled_reals_are_within_the_rounding_bound(isa, case):
     assert (short <= 2 * bound).all()
 
     dy = reals("dy", y.shape)
-    dx, dw, db = kernels.conv2d_pool_backward(dy, winner, x, w, **case.geometry, rate=0.3)
-    wanted = reference.conv2d_pool_backward(dy, winner, x, w, 0.3, **case.geometry)
-    for name, got, expected in zip(("dx", "dw", "db"), (dx, dw, db), wanted):
-        scale = np.abs(expected).max() + 1
-        np.testing.assert_allclose(got, expected, atol=1e-4 * scale, err_msg=f"{name} {case}")
+    got = kernels.conv2d_pool_backward(dy, winner, x, w, **case.geometry, rate=0.3)
+    expected = reference.conv2d_pool_backward(dy, winner, x, w, 0.3, **case.geometry)
+    dense = reference.conv2d_pool_gradient(dy, winner, convolved.shape, 0.3)
+    # Dropout's factor and product come on top.
+    assert_gradients(case, got, expected, dense, x, w, more=2)
 
 
 @all_cases
