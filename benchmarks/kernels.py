@@ -8,7 +8,8 @@ installed, or in the environment whose interpreter --torch-python names. PyTorch
 of its own, with as many threads, in turns with pyconv, in its best memory format.
 
 Operations are counted as 2 * outputs * kernel taps * input channels, with taps in the padding
-counted too; the kernels skip those, so a layer with padding='same' can exceed 100 %.
+counted too. The direct kernels skip those, and Winograd's algorithm does with a fraction of the
+multiplications, so layers can exceed 100 %.
 """
 
 from __future__ import annotations

@@ -72,13 +72,8 @@ def compare(
             continue
         prepared[name] = answer
 
-    deadline = time.monotonic() + patience
-
-    turns = interleave(
-        {name: partial(take_turn, processes[name], seconds, deadline) for name in prepared}, rounds
-    )
-    progress("")
-    rates = {name: [turn["images"] / turn["seconds"] for turn in turns[name]] for name in turns}
+    turns = take_turns({name: processes[name] for name in prepared}, rounds, seconds, patience)
+    rates = rates_of(turns)
     rival = fastest(rates, OURS) if OURS in rates else None
     for name, answer in prepared.items():
         others = [turn["others"] for turn in turns[name] if turn["others"] is not None]
@@ -89,6 +84,23 @@ def compare(
         if OURS in rates and name != OURS:
             answer["ratio"] = asdict(ratio(rates[OURS], rates[name]))
     return {"task": task, "batch": batch, "fastest_peer": rival, "contestants": prepared}
+
+
+def take_turns(
+    processes: dict[str, Process], rounds: int, seconds: float, patience: float
+) -> dict[str, list[dict[str, Any]]]:
+    """Lets contestants run in turn, as `compare` says; returns the answers of each."""
+    deadline = time.monotonic() + patience
+    turns = interleave(
+        {name: partial(take_turn, processes[name], seconds, deadline) for name in processes}, rounds
+    )
+    progress("")
+    return turns
+
+
+def rates_of(turns: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """The images/s of every turn."""
+    return {name: [turn["images"] / turn["seconds"] for turn in turns[name]] for name in turns}
 
 
 def take_turn(process: Process, seconds: float, deadline: float) -> dict[str, Any]:
@@ -170,20 +182,7 @@ def sweep(
             for batch in SWEEP:
                 for process in processes.values():
                     process.ask("prepare", task=task, batch=batch)
-
-                deadline = time.monotonic() + patience
-                turns = interleave(
-                    {
-                        count: partial(take_turn, process, seconds, deadline)
-                        for count, process in processes.items()
-                    },
-                    rounds,
-                )
-                progress("")
-                rates = {
-                    count: [turn["images"] / turn["seconds"] for turn in turns[count]]
-                    for count in turns
-                }
+                rates = rates_of(take_turns(processes, rounds, seconds, patience))
                 row: dict[str, Any] = {"task": task, "batch": batch, "rates": rates}
                 line = f"{batch:6}{statistics.median(rates['1']):12,.1f}"
                 if threads > 1:
