@@ -1,11 +1,12 @@
-"""Times the convolution and dense kernels on the tutorial's layers, pass by pass.
+"""Times the convolution and dense kernels on networks' layers, pass by pass.
 
-    python benchmarks/kernels.py [--batch 256] [--threads N] [--layers c2,c3] [--json FILE]
+    python benchmarks/kernels.py [--network tutorial,vgg16-32] [--batch 1,256] [--threads N]
 
 A row is one layer and pass: the median time, GFLOP/s, the share of the machine's multiply-add peak
 (measured in the same rounds, in registers), and PyTorch's time and the ratio to it where torch is
 installed, or in the environment whose interpreter --torch-python names. PyTorch runs in a process
-of its own, with as many threads, in turns with pyconv, in its best memory format.
+of its own, with as many threads, in turns with pyconv, in its best memory format. It is stopped
+(SIGSTOP) while it is not its turn, as its idle threads spin.
 
 Operations are counted as 2 * outputs * kernel taps * input channels, with taps in the padding
 counted too. The direct kernels skip those, and Winograd's algorithm does with a fraction of the
@@ -16,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,33 +37,114 @@ PASSES = ("forward", "data", "weights")
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of stride 1, or with size == kernel == 1 a dense layer."""
+    """A convolution over square images, or with size == kernel == 1 a dense layer.
+
+    `pad` is the number of rows and columns of padding on every side.
+    """
 
     name: str
     size: int
     channels: int
     filters: int
     kernel: int
-    padding: str
+    stride: int = 1
+    pad: int = 0
 
     @property
     def output_size(self) -> int:
-        return self.size if self.padding == "same" else self.size - self.kernel + 1
+        return (self.size + 2 * self.pad - self.kernel) // self.stride + 1
+
+    @property
+    def is_dense(self) -> bool:
+        return self.size == self.kernel == 1
 
     def flops(self, batch: int) -> float:
         return 2.0 * batch * self.output_size**2 * self.filters * self.kernel**2 * self.channels
 
+    def bytes(self, batch: int) -> int:
+        """Of inputs, outputs and their gradients."""
+        inputs = self.size**2 * self.channels
+        return 8 * batch * (inputs + self.output_size**2 * self.filters)
 
-LAYERS = (
-    Layer("c1", 32, 3, 32, 3, "same"),
-    Layer("c2", 32, 32, 32, 3, "valid"),
-    Layer("c3", 15, 32, 64, 3, "same"),
-    Layer("c4", 15, 64, 64, 3, "valid"),
-    Layer("c5", 6, 64, 64, 3, "same"),
-    Layer("c6", 6, 64, 64, 3, "valid"),
-    Layer("d1", 1, 256, 512, 1, "valid"),
-    Layer("d2", 1, 512, 10, 1, "valid"),
+
+TUTORIAL = (
+    Layer("c1", 32, 3, 32, 3, pad=1),
+    Layer("c2", 32, 32, 32, 3),
+    Layer("c3", 15, 32, 64, 3, pad=1),
+    Layer("c4", 15, 64, 64, 3),
+    Layer("c5", 6, 64, 64, 3, pad=1),
+    Layer("c6", 6, 64, 64, 3),
+    Layer("d1", 1, 256, 512, 1),
+    Layer("d2", 1, 512, 10, 1),
 )
+
+LENET = (
+    Layer("c1", 28, 1, 6, 5, pad=2),
+    Layer("c2", 14, 6, 16, 5),
+    Layer("d1", 1, 400, 120, 1),
+    Layer("d2", 1, 120, 84, 1),
+    Layer("d3", 1, 84, 10, 1),
+)
+
+
+def vgg16(size: int) -> tuple[Layer, ...]:
+    """The different convolutions of VGG-16 (Simonyan, Zisserman, 2015)."""
+    layers = []
+    for stage, (before, filters) in enumerate([(3, 64), (64, 128), (128, 256), (256, 512)], 1):
+        at = size >> (stage - 1)
+        layers.append(Layer(f"c{stage}_1", at, before, filters, 3, pad=1))
+        layers.append(Layer(f"c{stage}_2", at, filters, filters, 3, pad=1))
+    return (*layers, Layer("c5", size >> 4, 512, 512, 3, pad=1))
+
+
+def resnet50(size: int) -> tuple[Layer, ...]:
+    """The different convolutions of ResNet-50 (He et al., 2016), its strides in the 3x3 ones."""
+    layers = [Layer("c1", size, 3, 64, 7, stride=2, pad=3)]
+    before = 64
+    for stage, width in enumerate((64, 128, 256, 512), 2):
+        stride = 1 if stage == 2 else 2
+        at = size // 4 if stage == 2 else size >> (stage - 1)
+        out = at // stride
+        layers += [
+            Layer(f"c{stage}_in", at, before, width, 1),
+            Layer(f"c{stage}_skip", at, before, 4 * width, 1, stride),
+            Layer(f"c{stage}_3x3/{stride}", at, width, width, 3, stride, 1),
+            Layer(f"c{stage}_1x1", out, 4 * width, width, 1),
+            Layer(f"c{stage}_out", out, width, 4 * width, 1),
+        ]
+        if stride > 1:
+            layers.append(Layer(f"c{stage}_3x3", out, width, width, 3, pad=1))
+        before = 4 * width
+    return tuple(layers)
+
+
+# Kernel sizes, strides and channels that the networks above do not have.
+OTHERS = (
+    Layer("1x1 3-16", 64, 3, 16, 1),
+    Layer("3x3 16", 56, 16, 16, 3, pad=1),
+    Layer("3x3 24/2", 57, 24, 40, 3, 2, 1),
+    Layer("3x3 96", 24, 96, 96, 3, pad=1),
+    Layer("5x5 3-32", 32, 3, 32, 5, pad=2),
+    Layer("5x5 32", 28, 32, 64, 5, pad=2),
+    Layer("5x5 48/2", 30, 48, 96, 5, 2, 2),
+    Layer("7x7 32", 24, 32, 32, 7, pad=3),
+    Layer("7x7 64/2", 28, 64, 64, 7, 2, 3),
+    Layer("11x11 3/4", 224, 3, 64, 11, 4, 2),
+    Layer("3x3 1-8", 64, 1, 8, 3),
+    Layer("3x3 20-50", 20, 20, 50, 3, pad=1),
+    Layer("dense 4096", 1, 4096, 1024, 1),
+    Layer("dense 784", 1, 784, 128, 1),
+)
+
+NETWORKS = {
+    "tutorial": TUTORIAL,
+    "lenet": LENET,
+    "vgg16-32": vgg16(32),
+    "vgg16-224": vgg16(224),
+    "resnet50-32": resnet50(32),
+    "resnet50-224": resnet50(224),
+    "others": OTHERS,
+}
 
 
 def arrays(layer: Layer, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -91,7 +175,7 @@ def pyconv_pass(layer: Layer, name: str, batch: int) -> Callable[[], Any]:
 
     x, w, b, dy = arrays(layer, batch)
     y, dx, dw, db = (np.empty_like(a) for a in (dy, x, w, b))
-    if layer.size == layer.kernel == 1:
+    if layer.is_dense:
         x, w, dy, y, dx, dw = (
             a.reshape(-1, a.shape[-1]) if a.ndim == 4 else a for a in (x, w, dy, y, dx, dw)
         )
@@ -100,13 +184,11 @@ def pyconv_pass(layer: Layer, name: str, batch: int) -> Callable[[], Any]:
             "data": lambda: kernels.dense_backward_data(dy, w, out=dx),
             "weights": lambda: kernels.dense_backward_weights(dy, x, dw=dw, db=db),
         }[name]
-    shape = x.shape
+    shape, geometry = x.shape, (layer.stride, layer.pad)
     return {
-        "forward": lambda: kernels.conv2d(x, w, b, padding=layer.padding, out=y),
-        "data": lambda: kernels.conv2d_backward_data(dy, w, shape, padding=layer.padding, out=dx),
-        "weights": lambda: kernels.conv2d_backward_weights(
-            dy, x, w.shape, padding=layer.padding, dw=dw, db=db
-        ),
+        "forward": lambda: kernels.conv2d(x, w, b, *geometry, out=y),
+        "data": lambda: kernels.conv2d_backward_data(dy, w, shape, *geometry, out=dx),
+        "weights": lambda: kernels.conv2d_backward_weights(dy, x, w.shape, *geometry, dw=dw, db=db),
     }[name]
 
 
@@ -115,9 +197,9 @@ def torch_passes(layer: Layer, name: str, batch: int) -> list[Callable[[], Any]]
     import torch
 
     x, w, b, dy = arrays(layer, batch)
-    pad = layer.kernel // 2 if layer.padding == "same" else 0
+    stride, pad = [layer.stride] * 2, [layer.pad] * 2
     mask = {"data": [True, False, False], "weights": [False, True, True]}.get(name)
-    if layer.size == layer.kernel == 1:
+    if layer.is_dense:
         tx, tw, tb, tdy = map(torch.from_numpy, (x[:, 0, 0], w[0, 0].T.copy(), b, dy[:, 0, 0]))
         return [
             {
@@ -134,9 +216,9 @@ def torch_passes(layer: Layer, name: str, batch: int) -> list[Callable[[], Any]]
         tx, tdy, tw = convert(x, (0, 3, 1, 2)), convert(dy, (0, 3, 1, 2)), convert(w, (3, 2, 0, 1))
         tb = torch.from_numpy(b)
         if mask is None:
-            return lambda: torch.nn.functional.conv2d(tx, tw, tb, padding=pad)
+            return lambda: torch.nn.functional.conv2d(tx, tw, tb, stride, pad)
         return lambda: torch.ops.aten.convolution_backward(
-            tdy, tx, tw, [layer.filters], [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, mask
+            tdy, tx, tw, [layer.filters], stride, pad, [1, 1], False, [0, 0], 1, mask
         )
 
     return [in_format(torch.channels_last), in_format(torch.contiguous_format)]
@@ -152,7 +234,7 @@ def serve_torch() -> None:
     for line in sys.stdin:
         task = json.loads(line)
         torch.set_num_threads(task["threads"])
-        key = (task["layer"]["name"], task["pass"], task["batch"])
+        key = (task["layer"], task["pass"], task["batch"])
         if kept[0] != key:
             functions = torch_passes(Layer(**task["layer"]), task["pass"], task["batch"])
             for function in functions:
@@ -190,11 +272,15 @@ class Torch:
             "threads": threads,
             "least": least,
         }
+        self.process.send_signal(signal.SIGCONT)
         print(json.dumps(task), file=self.process.stdin, flush=True)
-        return float(self._answer())
+        answer = float(self._answer())
+        self.process.send_signal(signal.SIGSTOP)
+        return answer
 
     def close(self) -> None:
         assert self.process.stdin is not None
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
 
@@ -233,11 +319,19 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument(
+        "--network",
+        default="tutorial",
+        help=f"some of {', '.join(NETWORKS)}, with commas between; default: tutorial",
+    )
+    parser.add_argument("--batch", default="256", help="one or several, with commas between")
     parser.add_argument("--threads", type=int, help="default: all that pyconv would use")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--least", type=float, default=0.1, help="seconds a measurement, at least")
-    parser.add_argument("--layers", default=",".join(layer.name for layer in LAYERS))
+    parser.add_argument("--layers", help="names of the layers, default: all of the network")
+    parser.add_argument(
+        "--memory", type=float, default=4.0, help="GB; layers whose arrays take more are left out"
+    )
     parser.add_argument("--isa", help="avx512, avx2 or portable; default: the best there is")
     parser.add_argument("--torch-python", help="interpreter that has torch; default: this one")
     parser.add_argument("--no-torch", action="store_true")
@@ -250,10 +344,15 @@ def main() -> None:
 
     import pyconv
 
-    known = {layer.name: layer for layer in LAYERS}
-    names = options.layers.split(",")
-    if not set(names) <= set(known):
-        parser.error(f"--layers: expected some of {', '.join(known)}. Received: {options.layers}")
+    networks = options.network.split(",")
+    if not set(networks) <= set(NETWORKS):
+        parser.error(
+            f"--network: expected some of {', '.join(NETWORKS)}. Received: {options.network}"
+        )
+    known = {layer.name for network in networks for layer in NETWORKS[network]}
+    wanted = set(options.layers.split(",")) if options.layers else known
+    if not wanted <= known:
+        parser.error(f"--layers: expected some of {sorted(known)}. Received: {options.layers}")
     if options.threads:
         pyconv.set_num_threads(options.threads)
     if options.isa:
@@ -263,35 +362,52 @@ def main() -> None:
         torch = Torch(options.torch_python or sys.executable)
 
     print(
-        f"pyconv {pyconv.__version__} ({pyconv.isa()}), batch {options.batch}, "
-        f"{pyconv.get_num_threads()} threads, {platform.processor() or platform.machine()}, "
+        f"pyconv {pyconv.__version__} ({pyconv.isa()}), {pyconv.get_num_threads()} threads, "
+        f"{platform.processor() or platform.machine()}, "
         + (f"PyTorch {torch.version}" if torch else "PyTorch not installed")
     )
-    print(
-        f"{'layer':6}{'pass':9}{'ms':>9}{'spread':>8}{'GFLOP/s':>9}{'of peak':>9}"
-        f"{'torch ms':>10}{'speed-up':>10}"
-    )
     rows = []
-    for name in names:
-        for pass_name in PASSES:
-            if (name, pass_name) == ("c1", "data"):
-                continue  # nobody needs the gradient of the images
-            row = measure(
-                known[name], pass_name, options.batch, options.rounds, options.least, torch
-            )
-            rows.append(row)
-            peer = f"{row['torch_ms']:10.2f}{row['speedup']:10.2f}" if torch else f"{'-':>10}" * 2
+    for network, batch in itertools.product(networks, map(int, options.batch.split(","))):
+        layers = [layer for layer in NETWORKS[network] if layer.name in wanted]
+        print(
+            f"\n{network}, batch {batch}\n"
+            f"{'layer':12}{'pass':9}{'ms':>9}{'spread':>8}{'GFLOP/s':>9}{'of peak':>9}"
+            f"{'torch ms':>10}{'speed-up':>10}"
+        )
+        of_this = []
+        for layer, pass_name in itertools.product(layers, PASSES):
+            if pass_name == "data" and layer.channels <= 3:
+                continue  # nobody needs the gradient of images
+            if layer.bytes(batch) > options.memory * 1e9:
+                print(f"{layer.name:12}{pass_name:9} left out: needs more than --memory")
+                continue
+            row = measure(layer, pass_name, batch, options.rounds, options.least, torch)
+            of_this.append({"network": network, "batch": batch, **row})
+            peer = f"{row['torch_ms']:10.3f}{row['speedup']:10.2f}" if torch else f"{'-':>10}" * 2
             print(
-                f"{name:6}{pass_name:9}{row['ms']:9.2f}{row['spread']:8.0%}{row['gflops']:9.1f}"
-                f"{row['share']:9.1%}{peer}",
+                f"{layer.name:12}{pass_name:9}{row['ms']:9.3f}{row['spread']:8.0%}"
+                f"{row['gflops']:9.1f}{row['share']:9.1%}{peer}",
                 flush=True,
             )
+        if torch and of_this:
+            print_speedups(of_this)
+        rows += of_this
     if torch:
         torch.close()
-        speedups = [row["speedup"] for row in rows]
-        print(f"geometric mean of the speed-ups: {statistics.geometric_mean(speedups):.2f}")
+        if len({(row["network"], row["batch"]) for row in rows}) > 1:
+            print("\nall together")
+            print_speedups(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def print_speedups(rows: list[dict[str, Any]]) -> None:
+    least = min(rows, key=lambda row: float(row["speedup"]))
+    mean = statistics.geometric_mean(row["speedup"] for row in rows)
+    print(
+        f"speed-ups: geometric mean {mean:.2f}, least {least['speedup']:.2f} "
+        f"({least['layer']} {least['pass']})"
+    )
 
 
 if __name__ == "__main__":
