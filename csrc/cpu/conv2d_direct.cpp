@@ -49,28 +49,53 @@ struct TapConvolution {
   int64_t weight_tap, weight_k, weight_f, weight_group;
 };
 
-// Copies one panel of the weights to [tap][k][lanes of the panel], filled up with zeros.
-void pack_panel(const TapConvolution& conv, int64_t group, int64_t panel, float* packed) {
-  const int64_t width = panel_vectors(conv.features, panel) * lanes;
-  const int64_t first = panel * panel_lanes;
-  const int64_t features = min(conv.features - first, width);
-  const float* weights = conv.weights + group * conv.weight_group + first * conv.weight_f;
-  for (int64_t tap = 0; tap < conv.kernel_h * conv.kernel_w; ++tap) {
-    const float* from = weights + tap * conv.weight_tap;
-    float* to = packed + tap * conv.depth * width;
-    if (conv.weight_f == 1) {
-      for (int64_t k = 0; k < conv.depth; ++k, to += width, from += conv.weight_k) {
-        for (int64_t f = 0; f < features; ++f) to[f] = from[f];
-        for (int64_t f = features; f < width; ++f) to[f] = 0.0f;
-      }
-    } else {  // transposed: read along k, which is what lies contiguous
-      for (int64_t f = 0; f < features; ++f) {
-        for (int64_t k = 0; k < conv.depth; ++k) {
-          to[k * width + f] = from[f * conv.weight_f + k * conv.weight_k];
+// Which rows and columns of the kernel reach the source from anywhere.
+struct UsedTaps {
+  bool *rows, *cols;
+};
+void mark_used(const AxisTaps& axis, int64_t kernel, bool* used) {
+  for (int64_t k = 0; k < kernel; ++k) used[k] = false;
+  for (int64_t i = 0; i < axis.class_count; ++i) {
+    for (int64_t t = 0; t < axis.classes[i].tap_count; ++t) used[axis.classes[i].taps[t].k] = true;
+  }
+}
+
+// Copies panels of a group of the weights, each to [tap][k][lanes of the panel], filled up with
+// zeros. Taps that reach no source element are left out. Of several panels, what lies behind one
+// another is read together.
+void pack_panels(const TapConvolution& conv, const UsedTaps& used, int64_t group, int64_t begin,
+                 int64_t end, float* packed) {
+  const int64_t taps = conv.kernel_h * conv.kernel_w;
+  const float* const weights = conv.weights + group * conv.weight_group;
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    if (!used.rows[tap / conv.kernel_w] || !used.cols[tap % conv.kernel_w]) continue;
+    constexpr int64_t line = 16;
+    for (int64_t first = 0; first < conv.depth; first += line) {
+      const int64_t last = min(first + line, conv.depth);
+      for (int64_t panel = begin; panel < end; ++panel) {
+        const int64_t vectors = panel_vectors(conv.features, panel), width = vectors * lanes;
+        const int64_t features = min(conv.features - panel * panel_lanes, width);
+        const float* const from =
+            weights + tap * conv.weight_tap + panel * panel_lanes * conv.weight_f;
+        float* const to =
+            packed + (panel - begin) * taps * conv.depth * panel_lanes + tap * conv.depth * width;
+        if (conv.weight_f == 1) {
+          for (int64_t k = first; k < last; ++k) {
+            for (int64_t q = 0; q < vectors; ++q) {
+              store(to + k * width + q * lanes, load_part(from + k * conv.weight_k + q * lanes,
+                                                          min(lanes, features - q * lanes)));
+            }
+          }
+          continue;
         }
-      }
-      for (int64_t f = features; f < width; ++f) {
-        for (int64_t k = 0; k < conv.depth; ++k) to[k * width + f] = 0.0f;
+        // Transposed: k is what lies contiguous.
+        for (int64_t f = 0; f < features; ++f) {
+          const float* const row = from + f * conv.weight_f;
+          for (int64_t k = first; k < last; ++k) to[k * width + f] = row[k * conv.weight_k];
+        }
+        for (int64_t k = first; k < last; ++k) {
+          for (int64_t f = features; f < width; ++f) to[k * width + f] = 0.0f;
+        }
       }
     }
   }
@@ -98,22 +123,133 @@ PositionRange positions_between(const AxisClass& axis, int64_t begin, int64_t en
   return {axis.positions + first, first_from(axis, end) - first};
 }
 
+// The taps of every pair of a row class and a column class, one pair after the other.
+struct TapTable {
+  Tap* taps;
+  int64_t* counts;
+
+  static int64_t size(const TapConvolution& conv) {
+    int64_t size = 0;
+    for (int64_t r = 0; r < conv.rows.class_count; ++r) {
+      for (int64_t c = 0; c < conv.cols.class_count; ++c) {
+        size += conv.rows.classes[r].tap_count * conv.cols.classes[c].tap_count;
+      }
+    }
+    return size;
+  }
+  static int64_t pairs(const TapConvolution& conv) {
+    return conv.rows.class_count * conv.cols.class_count;
+  }
+  // With `join`, neighbouring taps of a row become one where a pixel's channels are all in the
+  // group.
+  void fill(const TapConvolution& conv, bool join) const {
+    const int64_t pixel = conv.groups * conv.depth;
+    Tap* end = taps;
+    int64_t* count = counts;
+    for (int64_t r = 0; r < conv.rows.class_count; ++r) {
+      for (int64_t c = 0; c < conv.cols.class_count; ++c) {
+        const AxisClass& row = conv.rows.classes[r];
+        const AxisClass& col = conv.cols.classes[c];
+        Tap* const begin = end;
+        for (int64_t i = 0; i < row.tap_count; ++i) {
+          for (int64_t j = 0; j < col.tap_count; ++j) {
+            const Tap tap{(row.taps[i].offset * conv.source_w + col.taps[j].offset) * pixel,
+                          (row.taps[i].k * conv.kernel_w + col.taps[j].k) * conv.depth, conv.depth};
+            if (join && end > begin && end[-1].x + end[-1].depth == tap.x &&
+                end[-1].w + end[-1].depth == tap.w) {
+              end[-1].depth += tap.depth;
+            } else {
+              *end++ = tap;
+            }
+          }
+        }
+        *count++ = end - begin;
+      }
+    }
+  }
+};
+
+// The positions of a pair of classes, along the columns, then the rows, then the images.
+class Positions {
+ public:
+  Positions(const TapConvolution& conv, const PositionRange& rows, const AxisClass& cols,
+            int64_t images)
+      : rows_(rows),
+        cols_(cols),
+        x_pixel_(conv.groups * conv.depth),
+        y_pixel_(conv.groups * conv.features),
+        x_line_(conv.source_w * x_pixel_),
+        y_line_(conv.result_w * y_pixel_),
+        x_step_(conv.source_h * x_line_),
+        y_step_(conv.result_h * y_line_),
+        count(images * rows.count * cols.position_count) {
+    if (count > 0) start_row();
+  }
+  // Where the next one's source and result begin.
+  template <class Tile>
+  void next(const float* x, float* y, Tile& tile, int64_t index) {
+    tile.x[index] = x + x_image_ + x_row_ + cols_.positions[j_].origin * x_pixel_;
+    tile.y[index] = y + y_image_ + y_row_ + cols_.positions[j_].out * y_pixel_;
+    if (++j_ < cols_.position_count) return;
+    j_ = 0;
+    if (++i_ == rows_.count) {
+      i_ = 0;
+      x_image_ += x_step_;
+      y_image_ += y_step_;
+    }
+    start_row();
+  }
+
+ private:
+  void start_row() {
+    x_row_ = rows_.first[i_].origin * x_line_;
+    y_row_ = rows_.first[i_].out * y_line_;
+  }
+  PositionRange rows_;
+  const AxisClass& cols_;
+  int64_t x_pixel_, y_pixel_, x_line_, y_line_, x_step_, y_step_;
+  int64_t i_ = 0, j_ = 0, x_row_ = 0, y_row_ = 0, x_image_ = 0, y_image_ = 0;
+
+ public:
+  const int64_t count;
+};
+
 // How the work is cut: an item is some images, some rows of the result, some panels. Any cut gives
 // the same bits, so it may depend on the number of threads.
 struct Cut {
   int64_t images, image_parts, row_parts, panel_parts;
+  // Every item packs its own panels, rather than all being packed first: where there are many
+  // weights for few results, packed weights then need not leave the cache of the core that uses
+  // them.
+  bool private_panels;
 };
 Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
-  const int64_t image_bytes =
-      static_cast<int64_t>(sizeof(float)) * conv.groups *
-      (conv.source_h * conv.source_w * conv.depth + conv.result_h * conv.result_w * conv.features);
+  // Of the packed panels of an item, so that they stay in a second-level cache.
+  constexpr int64_t panel_bytes = 1024 * 1024, most_panels = 4;
+  constexpr int64_t float_bytes = sizeof(float);
+  const int64_t source_bytes =
+      float_bytes * conv.groups * conv.source_h * conv.source_w * conv.depth;
+  const int64_t result_bytes =
+      float_bytes * conv.groups * conv.result_h * conv.result_w * conv.features;
+  const int64_t panel_rows = conv.kernel_h * conv.kernel_w * conv.depth;
+  const int64_t weights_bytes = float_bytes * panels * panel_rows * panel_lanes;
   const int64_t wanted = items_per_thread * threads;
   Cut cut{};
+  if (panels >= 2 * threads && conv.n * source_bytes <= max(item_bytes, weights_bytes / 4)) {
+    const int64_t together =
+        max(1, min(most_panels, panel_bytes / max(1, panel_rows * panel_lanes * float_bytes)));
+    cut.images = conv.n;
+    cut.image_parts = cut.row_parts = 1;
+    cut.panel_parts = max(ceil_div(panels, together), min(panels, wanted));
+    cut.private_panels = true;
+    return cut;
+  }
   // Small images go several to an item, so that borders of one pixel still fill a tile.
-  cut.images = max(1, min(2 * max_tile_rows, item_bytes / max(image_bytes, 1)));
+  cut.images = max(1, min(2 * max_tile_rows, item_bytes / max(source_bytes + result_bytes, 1)));
   cut.images = max(1, min(cut.images, conv.n / wanted));
   cut.image_parts = ceil_div(conv.n, cut.images);
-  cut.row_parts = min(conv.result_h, ceil_div(wanted, max(cut.image_parts, 1)));
+  cut.row_parts = min(conv.result_h, max(ceil_div(wanted, max(cut.image_parts, 1)),
+                                         ceil_div(source_bytes + result_bytes, item_bytes)));
   cut.panel_parts = min(panels, ceil_div(wanted, max(cut.image_parts * cut.row_parts, 1)));
   if (conv.source_mask != nullptr) cut.panel_parts = 1;  // each would mask the source again
   return cut;
@@ -126,60 +262,45 @@ void run(const TapConvolution& conv) {
   const int64_t result_row = conv.result_w * result_c, result_image = conv.result_h * result_row;
   const int64_t group_panels = panel_count(conv.features);
   const int64_t panels = conv.groups * group_panels;
+  const int64_t panel_size = taps * conv.depth * panel_lanes;  // the last of a group: or a half
   const int64_t group_weights = taps * conv.depth * padded_features(conv.features);
   const int threads = num_threads();
   const Cut cut = cut_work(conv, panels, threads);
-
-  // The taps of each pair of a row class and a column class, one pair after the other.
-  const int64_t pairs = conv.rows.class_count * conv.cols.class_count;
-  int64_t most_taps = 0;
-  for (int64_t r = 0; r < conv.rows.class_count; ++r) {
-    for (int64_t c = 0; c < conv.cols.class_count; ++c) {
-      most_taps += conv.rows.classes[r].tap_count * conv.cols.classes[c].tap_count;
-    }
-  }
+  const int64_t item_panels = ceil_div(panels, cut.panel_parts);
 
   Scratch memory;
-  const int64_t packed_at = memory.reserve<float>(conv.groups * group_weights);
-  const int64_t taps_at = memory.reserve<Tap>(most_taps);
-  const int64_t tap_counts_at = memory.reserve<int64_t>(pairs);
+  const int64_t packed_at = memory.reserve<float>(
+      cut.private_panels ? threads * item_panels * panel_size : conv.groups * group_weights);
+  const int64_t taps_at = memory.reserve<Tap>(TapTable::size(conv));
+  const int64_t tap_counts_at = memory.reserve<int64_t>(TapTable::pairs(conv));
+  const int64_t rows_used_at = memory.reserve<bool>(conv.kernel_h);
+  const int64_t cols_used_at = memory.reserve<bool>(conv.kernel_w);
   const int64_t masked_size = conv.source_mask != nullptr ? cut.images * source_image : 0;
-  const int64_t masked_at = memory.reserve<float>(threads * masked_size);
+  const int64_t masked_at = memory.reserve<float>((cut.private_panels ? 1 : threads) * masked_size);
   memory.allocate();
 
-  float* packed = memory.at<float>(packed_at);
+  float* const packed = memory.at<float>(packed_at);
+  const UsedTaps used{memory.at<bool>(rows_used_at), memory.at<bool>(cols_used_at)};
+  mark_used(conv.rows, conv.kernel_h, used.rows);
+  mark_used(conv.cols, conv.kernel_w, used.cols);
   const auto panel_weights = [&](int64_t panel) {
-    return packed + panel / group_panels * group_weights +
-           panel % group_panels * panel_lanes * taps * conv.depth;
+    return packed + panel / group_panels * group_weights + panel % group_panels * panel_size;
   };
-  parallel_for(threads, panels, [&](int64_t panel, int) {
-    pack_panel(conv, panel / group_panels, panel % group_panels, panel_weights(panel));
-  });
-
-  Tap* const all_taps = memory.at<Tap>(taps_at);
-  int64_t* const tap_counts = memory.at<int64_t>(tap_counts_at);
-  Tap* end = all_taps;
-  for (int64_t r = 0; r < conv.rows.class_count; ++r) {
-    for (int64_t c = 0; c < conv.cols.class_count; ++c) {
-      const AxisClass& row = conv.rows.classes[r];
-      const AxisClass& col = conv.cols.classes[c];
-      Tap* const begin = end;
-      for (int64_t i = 0; i < row.tap_count; ++i) {
-        for (int64_t j = 0; j < col.tap_count; ++j) {
-          const Tap tap{row.taps[i].offset * source_row + col.taps[j].offset * source_c,
-                        (row.taps[i].k * conv.kernel_w + col.taps[j].k) * conv.depth, conv.depth};
-          // Neighbouring taps of a row join up, where a pixel's channels are all in the group.
-          if (end > begin && end[-1].x + end[-1].depth == tap.x &&
-              end[-1].w + end[-1].depth == tap.w) {
-            end[-1].depth += tap.depth;
-          } else {
-            *end++ = tap;
-          }
-        }
-      }
-      tap_counts[r * conv.cols.class_count + c] = end - begin;
-    }
+  float* const masked_source = memory.at<float>(masked_at);
+  if (!cut.private_panels) {
+    parallel_for(threads, panels, [&](int64_t panel, int) {
+      const int64_t group = panel / group_panels, in_group = panel % group_panels;
+      pack_panels(conv, used, group, in_group, in_group + 1, panel_weights(panel));
+    });
+  } else if (conv.source_mask != nullptr) {
+    parallel_ranges(masked_size, 16 * 1024, [&](int64_t begin, int64_t end) {
+      masked_copy(conv.source + begin, conv.source_mask + begin, masked_source + begin,
+                  end - begin);
+    });
   }
+
+  const TapTable table{memory.at<Tap>(taps_at), memory.at<int64_t>(tap_counts_at)};
+  table.fill(conv, true);
 
   const int64_t items = cut.image_parts * cut.row_parts * cut.panel_parts;
   parallel_for(threads, items, [&](int64_t item, int worker) {
@@ -193,8 +314,10 @@ void run(const TapConvolution& conv) {
 
     const float* source = conv.source + image_begin * source_image;
     float* const result = conv.result + image_begin * result_image;
-    if (conv.source_mask != nullptr) {
-      float* masked = memory.at<float>(masked_at) + worker * masked_size;
+    if (conv.source_mask != nullptr && cut.private_panels) {
+      source = masked_source;
+    } else if (conv.source_mask != nullptr) {
+      float* masked = masked_source + worker * masked_size;
       // Only the rows that these results read.
       int64_t first = conv.source_h, last = -1;
       for (int64_t r = 0; r < conv.rows.class_count; ++r) {
@@ -214,48 +337,177 @@ void run(const TapConvolution& conv) {
 
     ForwardTile tile{};
     tile.least = conv.relu ? 0.0f : -HUGE_VALF;
+    const int64_t panel_begin = part_begin(panels, cut.panel_parts, panel_part);
     const int64_t panel_end = part_begin(panels, cut.panel_parts, panel_part + 1);
-    for (int64_t p = part_begin(panels, cut.panel_parts, panel_part); p < panel_end; ++p) {
+    float* const own = packed + worker * item_panels * panel_size;
+    if (cut.private_panels) {
+      for (int64_t p = panel_begin, next = p; p < panel_end; p = next) {
+        const int64_t group = p / group_panels, group_end = (group + 1) * group_panels;
+        next = min(panel_end, group_end);
+        pack_panels(conv, used, group, p % group_panels, p % group_panels + next - p,
+                    own + (p - panel_begin) * panel_size);
+      }
+    }
+    for (int64_t p = panel_begin; p < panel_end; ++p) {
       const int64_t group = p / group_panels, first = p % group_panels * panel_lanes;
       const int64_t vectors = panel_vectors(conv.features, p % group_panels);
-      tile.w = panel_weights(p);
+      tile.w = cut.private_panels ? own + (p - panel_begin) * panel_size : panel_weights(p);
       tile.features = conv.features - first;
       tile.bias = conv.bias != nullptr ? conv.bias + group * conv.features + first : nullptr;
       const float* const x = source + group * conv.depth;
       float* const y = result + group * conv.features + first;
-      tile.taps = all_taps;
+      tile.taps = table.taps;
       for (int64_t r = 0; r < conv.rows.class_count; ++r) {
         const PositionRange row = positions_between(conv.rows.classes[r], row_begin, row_end);
         for (int64_t c = 0; c < conv.cols.class_count; ++c) {
-          const AxisClass& col = conv.cols.classes[c];
-          tile.tap_count = tap_counts[r * conv.cols.class_count + c];
-          // Tiles run over the columns, then the rows, then the images of the class.
-          const int64_t positions = images * row.count * col.position_count;
-          const int64_t tiles = ceil_div(positions, tile_rows[vectors]);
-          int64_t i = 0, j = 0, x_row = 0, y_row = 0;
-          int64_t x_image = 0, y_image = 0;
-          if (positions > 0) {
-            x_row = row.first[0].origin * source_row;
-            y_row = row.first[0].out * result_row;
-          }
-          Parts parts(positions, tiles);
+          tile.tap_count = table.counts[r * conv.cols.class_count + c];
+          Positions positions(conv, row, conv.cols.classes[c], images);
+          const int64_t tiles = ceil_div(positions.count, tile_rows[vectors]);
+          Parts parts(positions.count, tiles);
           for (int64_t t = 0; t < tiles; ++t) {
             const int64_t count = parts.next();
-            for (int64_t k = 0; k < count; ++k) {
-              tile.x[k] = x + x_image + x_row + col.positions[j].origin * source_c;
-              tile.y[k] = y + y_image + y_row + col.positions[j].out * result_c;
-              if (++j == col.position_count) {
-                j = 0;
-                if (++i == row.count) {
-                  i = 0;
-                  x_image += source_image;
-                  y_image += result_image;
-                }
-                x_row = row.first[i].origin * source_row;
-                y_row = row.first[i].out * result_row;
-              }
-            }
+            for (int64_t k = 0; k < count; ++k) positions.next(x, y, tile, k);
             run_tile(tile, vectors, count);
+          }
+          tile.taps += tile.tap_count;
+        }
+      }
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------
+// The sum over taps for few results, where packing the weights costs more than multiplying by them
+
+// The source of few results, masked if it has a mask.
+struct FewPositions {
+  TapTable table;
+  const float* source;
+  Scratch memory;
+  int64_t taps_at, counts_at;
+
+  explicit FewPositions(const TapConvolution& conv)
+      : source(conv.source),
+        taps_at(memory.reserve<Tap>(TapTable::size(conv))),
+        counts_at(memory.reserve<int64_t>(TapTable::pairs(conv))) {
+    const int64_t size = conv.n * conv.source_h * conv.source_w * conv.groups * conv.depth;
+    const int64_t masked_at = memory.reserve<float>(conv.source_mask != nullptr ? size : 0);
+    memory.allocate();
+    table = {memory.at<Tap>(taps_at), memory.at<int64_t>(counts_at)};
+    table.fill(conv, false);
+    if (conv.source_mask == nullptr) return;
+    float* const masked = memory.at<float>(masked_at);
+    masked_copy(conv.source, conv.source_mask, masked, size);
+    source = masked;
+  }
+};
+
+// Forward: weights are read as they lie, row by row. Features [begin, end) of a group.
+constexpr int64_t most_rows = 8;
+template <int K>
+void add_rows(const float* x, const float* w, int64_t w_row, int64_t count, float* sum) {
+  vec value[K];
+#pragma GCC unroll 8
+  for (int k = 0; k < K; ++k) value[k] = broadcast(x[k]);
+  for (int64_t f = 0; f < count; f += lanes) {
+    const int64_t part = min(lanes, count - f);
+    vec s = load_part(sum + f, part);
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k) s = fmadd(value[k], load_part(w + k * w_row + f, part), s);
+    store_part(sum + f, s, part);
+  }
+}
+
+bool few_enough_for_rows(const TapConvolution& conv) {
+  constexpr int64_t most_positions = 2;
+  return conv.weight_f == 1 && conv.n * conv.result_h * conv.result_w <= most_positions;
+}
+void run_rows(const TapConvolution& conv) {
+  const FewPositions few(conv);
+  // A stretch of features, so that its sums stay in the first-level cache.
+  constexpr int64_t most_features = 1024;
+  const int64_t wanted = ceil_div(conv.features * conv.groups, 2 * num_threads());
+  const int64_t stretch =
+      max(panel_lanes, min(most_features, ceil_div(wanted, panel_lanes) * panel_lanes));
+  const int64_t stretches = ceil_div(conv.features, stretch);
+  parallel_for(num_threads(), conv.groups * stretches, [&](int64_t item, int) {
+    const int64_t group = item / stretches, first = item % stretches * stretch;
+    const int64_t count = min(stretch, conv.features - first);
+    const float* const weights = conv.weights + group * conv.weight_group + first;
+    const int64_t feature = group * conv.features + first;
+    ForwardTile tile{};
+    const Tap* taps = few.table.taps;
+    for (int64_t r = 0; r < conv.rows.class_count; ++r) {
+      const PositionRange row = positions_between(conv.rows.classes[r], 0, conv.result_h);
+      for (int64_t c = 0; c < conv.cols.class_count; ++c) {
+        const int64_t tap_count = few.table.counts[r * conv.cols.class_count + c];
+        Positions positions(conv, row, conv.cols.classes[c], conv.n);
+        for (int64_t p = 0; p < positions.count; ++p) {
+          positions.next(few.source + group * conv.depth, conv.result + feature, tile, 0);
+          float* const y = tile.y[0];
+          if (conv.bias != nullptr) {
+            copy(y, conv.bias + feature, count);
+          } else {
+            clear(y, count);
+          }
+          for (int64_t t = 0; t < tap_count; ++t) {
+            const Tap& tap = taps[t];
+            const float* const x = tile.x[0] + tap.x;
+            const float* const w = weights + tap.w / tap.depth * conv.weight_tap;
+            int64_t k = 0;
+            for (; k + most_rows <= tap.depth; k += most_rows) {
+              add_rows<most_rows>(x + k, w + k * conv.weight_k, conv.weight_k, count, y);
+            }
+            for (; k < tap.depth; ++k) {
+              add_rows<1>(x + k, w + k * conv.weight_k, conv.weight_k, count, y);
+            }
+          }
+          const vec least = broadcast(conv.relu ? 0.0f : -HUGE_VALF);
+          for (int64_t f = 0; f < count; f += lanes) {
+            const int64_t part = min(lanes, count - f);
+            store_part(y + f, at_least(least, load_part(y + f, part)), part);
+          }
+        }
+        taps += tap_count;
+      }
+    }
+  });
+}
+
+// Data gradient: every result is a product of two vectors that lie contiguous, along the channels
+// that are summed over.
+bool few_enough_for_dots(const TapConvolution& conv) {
+  constexpr int64_t most_positions = 48;
+  return conv.weight_k == 1 && conv.depth >= 4 * lanes &&
+         conv.n * conv.result_h * conv.result_w <= most_positions;
+}
+void run_dots(const TapConvolution& conv) {
+  const FewPositions few(conv);
+  const int64_t group_parts = ceil_div(conv.features, dot_features);
+  const int64_t wanted = items_per_thread * num_threads();
+  const int64_t parts_per_item = max(1, conv.groups * group_parts / wanted);
+  const int64_t parts = conv.groups * group_parts;
+  parallel_ranges(parts, parts_per_item, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t group = part / group_parts, first = part % group_parts * dot_features;
+      DotTile tile{};
+      tile.features = min(dot_features, conv.features - first);
+      tile.w = conv.weights + group * conv.weight_group + first * conv.weight_f;
+      tile.w_feature = conv.weight_f;
+      tile.w_tap = conv.weight_tap;
+      tile.taps = few.table.taps;
+      for (int64_t r = 0; r < conv.rows.class_count; ++r) {
+        const PositionRange row = positions_between(conv.rows.classes[r], 0, conv.result_h);
+        for (int64_t c = 0; c < conv.cols.class_count; ++c) {
+          tile.tap_count = few.table.counts[r * conv.cols.class_count + c];
+          Positions positions(conv, row, conv.cols.classes[c], conv.n);
+          for (int64_t p = 0; p < positions.count; p += dot_rows) {
+            const int64_t count = min(dot_rows, positions.count - p);
+            for (int64_t k = 0; k < count; ++k) {
+              positions.next(few.source + group * conv.depth,
+                             conv.result + group * conv.features + first, tile, k);
+            }
+            run_tile(tile, count);
           }
           tile.taps += tile.tap_count;
         }
@@ -279,28 +531,33 @@ void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, 
   const AxisTaps rows = AxisTaps::forward(row_geometry(s));
   const AxisTaps cols = AxisTaps::forward(col_geometry(s));
   const int64_t c = s.c / s.groups, oc = s.oc / s.groups;
-  run({.rows = rows,
-       .cols = cols,
-       .kernel_h = s.kh,
-       .kernel_w = s.kw,
-       .n = s.n,
-       .groups = s.groups,
-       .source = x,
-       .source_mask = nullptr,
-       .source_h = s.h,
-       .source_w = s.w,
-       .depth = c,
-       .result = y,
-       .result_h = s.oh,
-       .result_w = s.ow,
-       .features = oc,
-       .bias = b,
-       .relu = activation == Activation::relu,
-       .weights = w,
-       .weight_tap = c * s.oc,
-       .weight_k = s.oc,
-       .weight_f = 1,
-       .weight_group = oc});
+  const TapConvolution conv{.rows = rows,
+                            .cols = cols,
+                            .kernel_h = s.kh,
+                            .kernel_w = s.kw,
+                            .n = s.n,
+                            .groups = s.groups,
+                            .source = x,
+                            .source_mask = nullptr,
+                            .source_h = s.h,
+                            .source_w = s.w,
+                            .depth = c,
+                            .result = y,
+                            .result_h = s.oh,
+                            .result_w = s.ow,
+                            .features = oc,
+                            .bias = b,
+                            .relu = activation == Activation::relu,
+                            .weights = w,
+                            .weight_tap = c * s.oc,
+                            .weight_k = s.oc,
+                            .weight_f = 1,
+                            .weight_group = oc};
+  if (few_enough_for_rows(conv)) {
+    run_rows(conv);
+  } else {
+    run(conv);
+  }
 }
 
 void conv2d_direct_backward_data(const Conv2dShape& s, Activation activation, const float* dy,
@@ -309,29 +566,34 @@ void conv2d_direct_backward_data(const Conv2dShape& s, Activation activation, co
   const AxisTaps rows = AxisTaps::backward_data(row_geometry(s));
   const AxisTaps cols = AxisTaps::backward_data(col_geometry(s));
   const int64_t c = s.c / s.groups, oc = s.oc / s.groups;
-  run({.rows = rows,
-       .cols = cols,
-       .kernel_h = s.kh,
-       .kernel_w = s.kw,
-       .n = s.n,
-       .groups = s.groups,
-       .source = dy,
-       .source_mask = activation == Activation::relu ? y : nullptr,
-       .source_h = s.oh,
-       .source_w = s.ow,
-       .depth = oc,
-       .result = dx,
-       .result_h = s.h,
-       .result_w = s.w,
-       .features = c,
-       .bias = nullptr,
-       .relu = false,
-       // The kernel flipped: its last tap first.
-       .weights = w + (s.kh * s.kw - 1) * c * s.oc,
-       .weight_tap = -c * s.oc,
-       .weight_k = 1,
-       .weight_f = s.oc,
-       .weight_group = oc});
+  const TapConvolution conv{.rows = rows,
+                            .cols = cols,
+                            .kernel_h = s.kh,
+                            .kernel_w = s.kw,
+                            .n = s.n,
+                            .groups = s.groups,
+                            .source = dy,
+                            .source_mask = activation == Activation::relu ? y : nullptr,
+                            .source_h = s.oh,
+                            .source_w = s.ow,
+                            .depth = oc,
+                            .result = dx,
+                            .result_h = s.h,
+                            .result_w = s.w,
+                            .features = c,
+                            .bias = nullptr,
+                            .relu = false,
+                            // The kernel flipped: its last tap first.
+                            .weights = w + (s.kh * s.kw - 1) * c * s.oc,
+                            .weight_tap = -c * s.oc,
+                            .weight_k = 1,
+                            .weight_f = s.oc,
+                            .weight_group = oc};
+  if (few_enough_for_dots(conv)) {
+    run_dots(conv);
+  } else {
+    run(conv);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -346,34 +608,37 @@ constexpr int64_t block_pixels = 256;
 constexpr int64_t partial_bytes = 8 << 20;
 constexpr int64_t max_chunks = 32;
 
-// The weights of a group as a matrix [rows][features], rows being (kh, kw, ic).
+// The weights of a group as a matrix [rows][features], rows being (kh, kw, ic), and the pixels as
+// blocks: some rows of an image, or some images.
 struct WeightsCut {
-  int64_t rows, features;
+  int64_t rows, features, out_w;
   int64_t group_panels, panels;
-  int64_t chunks;   // of the batch, by the shape alone: each has its own partial sums
-  int64_t partial;  // floats in one chunk's partial sums
-  int64_t bias_partial;
+  int64_t block_images, block_rows;
+  int64_t image_blocks, blocks;  // in an image (or some images), in the batch
+  int64_t chunks;                // of the blocks, by the shape alone: each has sums of its own
 
-  int64_t panel_at(int64_t panel) const {
-    return panel / group_panels * rows * padded_features(features) +
-           panel % group_panels * panel_lanes * rows;
+  explicit WeightsCut(const Conv2dShape& s)
+      : rows(s.kh * s.kw * (s.c / s.groups)),
+        features(s.oc / s.groups),
+        out_w(s.ow),
+        group_panels(panel_count(features)),
+        panels(s.groups * group_panels),
+        block_images(max(1, min(s.n, block_pixels / (s.oh * s.ow)))),
+        block_rows(min(s.oh, max(1, block_pixels / s.ow))),
+        image_blocks(ceil_div(s.oh, block_rows)),
+        blocks(ceil_div(s.n, block_images) * image_blocks) {
+    const int64_t bytes = static_cast<int64_t>(sizeof(float)) * rows * s.oc;
+    chunks = max(1, min(min(blocks, max_chunks), partial_bytes / bytes));
+  }
+  int64_t block_size() const { return block_images * block_rows * out_w; }
+  // Few pixels: sums are hardly kept in registers before they are stored, so the order of storing
+  // counts. Tiles then run along the rows of dw, otherwise panel by panel.
+  bool along_rows() const {
+    constexpr int64_t most_bytes = 64 * 1024;  // of dy's panels
+    return static_cast<int64_t>(sizeof(float)) * block_size() * panels * panel_lanes <= most_bytes;
   }
   int64_t vectors(int64_t panel) const { return panel_vectors(features, panel % group_panels); }
-  int64_t row_tiles(int64_t panel) const { return ceil_div(rows, tile_rows[vectors(panel)]); }
 };
-
-WeightsCut cut_weights(const Conv2dShape& s) {
-  WeightsCut cut{};
-  cut.rows = s.kh * s.kw * (s.c / s.groups);
-  cut.features = s.oc / s.groups;
-  cut.group_panels = panel_count(cut.features);
-  cut.panels = s.groups * cut.group_panels;
-  cut.partial = s.groups * cut.rows * padded_features(cut.features);
-  cut.bias_partial = s.groups * padded_features(cut.features);
-  const int64_t bytes = static_cast<int64_t>(sizeof(float)) * cut.partial;
-  cut.chunks = max(1, min(min(s.n, max_chunks), partial_bytes / bytes));
-  return cut;
-}
 
 // How a block of x is copied along one axis: either the stretch that its outputs' taps span, shared
 // between the taps, or for every tap the elements that it meets, one tap after the other. The
@@ -400,53 +665,58 @@ struct CopiedAxis {
   }
 };
 
-// Channels are copied in blocks, [block][row][column][channels of a block]: what a tile walks
-// through then lies close together, whatever the number of channels. (In NHWC, pixels of 64
+// Channels are copied in blocks, [block][image][row][column][channels of a block]: what a tile
+// walks through then lies close together, whatever the number of channels. (In NHWC, pixels of 64
 // channels are 256 bytes apart and share a quarter of the first-level cache's sets.)
 constexpr int64_t copied_channels = max(8, lanes);
 
 struct CopiedBlock {
   CopiedAxis rows, cols;
+  int64_t images;
   int64_t channels, blocks;  // in a block; number of blocks
 
   int64_t row_size() const { return cols.count * channels; }
-  int64_t block_size() const { return rows.count * row_size(); }
+  int64_t image_size() const { return rows.count * row_size(); }
+  int64_t block_size() const { return images * image_size(); }
   int64_t size() const { return blocks * block_size(); }
 };
 
-// Copies what output rows from `first` on meet, pixel by pixel: x is read in the order in which it
-// lies in memory. Channels past the last one are left as they are; no row of the weights reads
-// them.
-void copy_block(const CopiedBlock& copy, const Conv2dShape& s, const float* image, int64_t first,
-                float* to) {
-  const int64_t whole = s.c / copied_channels * copied_channels;
+// Copies what output rows from `first` on of some images meet of channel blocks [begin, end), pixel
+// by pixel: x is read in the order in which it lies in memory. Channels past the last one are left
+// as they are; no row of the weights reads them.
+void copy_block(const CopiedBlock& copy, const Conv2dShape& s, const float* x, int64_t images,
+                int64_t first, int64_t begin, int64_t end, float* to) {
+  const int64_t whole = min(s.c / copied_channels, end) * copied_channels;
+  const int64_t last = min(s.c, end * copied_channels);
   const int64_t block_size = copy.block_size();
-  for (int64_t i = 0; i < copy.rows.count; ++i) {
-    const int64_t ih = copy.rows.source(i, first);
-    const float* row = ih < 0 || ih >= s.h ? nullptr : image + ih * s.w * s.c;
+  for (int64_t line = 0; line < images * copy.rows.count; ++line) {
+    const int64_t image = line / copy.rows.count;
+    const int64_t ih = copy.rows.source(line % copy.rows.count, first);
+    const float* row = ih < 0 || ih >= s.h ? nullptr : x + (image * s.h + ih) * s.w * s.c;
     for (int64_t j = 0; j < copy.cols.count; ++j, to += copy.channels) {
       const int64_t iw = copy.cols.source(j, 0);
       const bool inside = row != nullptr && iw >= 0 && iw < s.w;
       const float* from = inside ? row + iw * s.c : nullptr;
-      float* block = to;
-      for (int64_t c = 0; c < whole; c += copied_channels, block += block_size) {
+      float* block = to + begin * block_size;
+      int64_t c = begin * copied_channels;
+      for (; c < whole; c += copied_channels, block += block_size) {
         for (int64_t k = 0; k < copied_channels; k += lanes) {
           store(block + k, inside ? load(from + c + k) : zero());
         }
       }
-      for (int64_t c = whole; c < s.c; ++c) block[c - whole] = inside ? from[c] : 0.0f;
+      for (; c < last; ++c, ++block) *block = inside ? from[c] : 0.0f;
     }
   }
 }
 
 // Copies one panel of dy, [pixels][stride] in memory, to [pixels][Q * lanes], with ReLU's mask
-// where there is one, and adds it to bias [Q * lanes].
+// where there is one, and adds it to bias, if that is not null.
 template <int Q>
 void pack_gradient(const float* dy, const float* y, int64_t stride, int64_t pixels,
                    int64_t features, float* packed, float* bias) {
   const int64_t last = min(features - (Q - 1) * lanes, lanes);  // features in the last vector
   vec sum[Q];
-  for (int q = 0; q < Q; ++q) sum[q] = load(bias + q * lanes);
+  for (int q = 0; q < Q; ++q) sum[q] = zero();
   for (int64_t pixel = 0; pixel < pixels; ++pixel, dy += stride, packed += Q * lanes) {
     for (int q = 0; q < Q; ++q) {
       const int64_t count = q < Q - 1 ? lanes : last;
@@ -458,50 +728,103 @@ void pack_gradient(const float* dy, const float* y, int64_t stride, int64_t pixe
       sum[q] = add(sum[q], v);
     }
   }
-  for (int q = 0; q < Q; ++q) store(bias + q * lanes, sum[q]);
+  if (bias == nullptr) return;
+  for (int q = 0; q < Q; ++q) {
+    const int64_t count = q < Q - 1 ? lanes : last;
+    store_part(bias + q * lanes, add(load_part(bias + q * lanes, count), sum[q]), count);
+  }
+}
+void pack_gradient(const float* dy, const float* y, int64_t stride, int64_t pixels, int64_t vectors,
+                   int64_t features, float* packed, float* bias) {
+  const auto pack = vectors == 2 ? pack_gradient<2> : pack_gradient<1>;
+  pack(dy, y, stride, pixels, features, packed, bias);
+}
+
+// The whole gradient of a batch with a single output pixel: every row of dw is dy, scaled.
+void one_pixel_weights(const Conv2dShape& s, Activation activation, const float* dy, const float* y,
+                       const float* x, float* dw, float* db) {
+  Scratch memory;
+  const int64_t masked_at = memory.reserve<float>(s.oc);
+  memory.allocate();
+  float* const masked = memory.at<float>(masked_at);
+  if (activation == Activation::relu) {
+    masked_copy(dy, y, masked, s.oc);
+  } else {
+    copy(masked, dy, s.oc);
+  }
+  if (db != nullptr) copy(db, masked, s.oc);
+  const int64_t group_c = s.c / s.groups, features = s.oc / s.groups;
+  parallel_ranges(s.kh * s.kw * group_c, max(1, 16 * 1024 / s.oc), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t tap = row / group_c;
+      const int64_t ih = tap / s.kw * s.dilation_h - s.pad_top;
+      const int64_t iw = tap % s.kw * s.dilation_w - s.pad_left;
+      const bool inside = ih >= 0 && ih < s.h && iw >= 0 && iw < s.w;
+      for (int64_t group = 0; group < s.groups; ++group) {
+        const float value = inside ? x[(ih * s.w + iw) * s.c + group * group_c + row % group_c] : 0;
+        const float* const from = masked + group * features;
+        float* const to = dw + row * s.oc + group * features;
+        for (int64_t f = 0; f < features; ++f) to[f] = value * from[f];
+      }
+    }
+  });
 }
 
 }  // namespace
 
 void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
                                     const float* y, const float* x, float* dw, float* db) {
-  const WeightsCut cut = cut_weights(s);
-  const int64_t group_c = s.c / s.groups;
+  const int64_t group_c = s.c / s.groups, weights = s.kh * s.kw * group_c * s.oc;
   if (s.n == 0) {
-    clear(dw, cut.rows * s.oc);
+    clear(dw, weights);
     if (db != nullptr) clear(db, s.oc);
     return;
   }
-  const int64_t block_rows = min(s.oh, max(1, block_pixels / s.ow));
+  const WeightsCut cut(s);
   const int64_t channels = min(s.c, copied_channels);
-  const CopiedBlock copy{CopiedAxis(s.kh, block_rows, s.stride_h, s.dilation_h, s.pad_top),
-                         CopiedAxis(s.kw, s.ow, s.stride_w, s.dilation_w, s.pad_left), channels,
-                         ceil_div(s.c, channels)};
-  int64_t tiles = 0;
-  for (int64_t p = 0; p < cut.panels; ++p) tiles += cut.row_tiles(p);
-  // Where the chunks are too few to go round, their tiles are dealt out as well.
+  const CopiedBlock copied{CopiedAxis(s.kh, cut.block_rows, s.stride_h, s.dilation_h, s.pad_top),
+                           CopiedAxis(s.kw, s.ow, s.stride_w, s.dilation_w, s.pad_left),
+                           cut.block_images, channels, ceil_div(s.c, channels)};
+  if (s.n * s.oh * s.ow == 1) {
+    one_pixel_weights(s, activation, dy, y, x, dw, db);
+    return;
+  }
+  // Where the chunks are too few to go round, their panels or rows are dealt out as well: the parts
+  // of the panels copy all of x, those of the rows all of dy.
+  constexpr int64_t splits_per_thread = 2;
   const int threads = num_threads();
-  const int64_t splits = min(tiles, ceil_div(items_per_thread * threads, cut.chunks));
+  const int64_t wanted = ceil_div(splits_per_thread * threads, cut.chunks);
+  const int64_t row_tiles = ceil_div(cut.rows, tile_rows[2]);  // of a group
+  int64_t panel_parts, row_parts;
+  if (copied.size() > cut.block_size() * s.oc) {
+    row_parts = min(row_tiles, wanted);
+    panel_parts = min(cut.panels, ceil_div(wanted, row_parts));
+  } else {
+    panel_parts = min(cut.panels, wanted);
+    row_parts = min(row_tiles, ceil_div(wanted, panel_parts));
+  }
+  const int64_t item_panels = ceil_div(cut.panels, panel_parts);
+  const bool along_rows = cut.along_rows();
 
+  // The first chunk's sums go to dw and db, the others' to memory of the same layout.
+  const int64_t x_size = copied.size();
+  const int64_t panel_size = cut.block_size() * panel_lanes;
+  const int64_t dy_size = (along_rows ? item_panels : 1) * panel_size;
   Scratch memory;
-  const int64_t partial_at = memory.reserve<float>(cut.chunks * cut.partial);
-  const int64_t bias_at = memory.reserve<float>(cut.chunks * cut.bias_partial);
-  const int64_t x_size = copy.size();
-  const int64_t dy_size = block_rows * s.ow * panel_lanes;
+  const int64_t partials_at = memory.reserve<float>((cut.chunks - 1) * weights);
+  const int64_t bias_at = memory.reserve<float>(cut.chunks * s.oc);
   const int64_t x_at = memory.reserve<float>(threads * x_size);
   const int64_t dy_at = memory.reserve<float>(threads * dy_size);
-  const int64_t spare_at = memory.reserve<float>(threads * panel_lanes);
   const int64_t dw_rows_at = memory.reserve<int64_t>(s.groups * cut.rows);
   const int64_t offsets_at = memory.reserve<int64_t>(s.groups * cut.rows);
   memory.allocate();
-  float* const partials = memory.at<float>(partial_at);
-  float* const bias_partials = memory.at<float>(bias_at);
-  clear(bias_partials, cut.chunks * cut.bias_partial);
-  clear(memory.at<float>(spare_at), threads * panel_lanes);
+  float* const partials = memory.at<float>(partials_at);
+  float* const biases = memory.at<float>(bias_at);
+  clear(biases, cut.chunks * s.oc);
 
   // The rows of the weights in the order in which tiles take them: a block of channels, then its
   // taps, so that the block's copy stays in the first-level cache for all of them. For each row,
-  // where it finds its first pixel in the copy of x and which row of dw it is.
+  // where it finds its first pixel in the copy of x and where it begins in dw.
   int64_t* const offsets = memory.at<int64_t>(offsets_at);
   int64_t* const dw_rows = memory.at<int64_t>(dw_rows_at);
   for (int64_t group = 0, i = 0; group < s.groups; ++group) {
@@ -510,108 +833,126 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
         for (int64_t kw = 0; kw < s.kw; ++kw) {
           for (int64_t ic = c0; ic < min(c0 + copied_channels, group_c); ++ic, ++i) {
             const int64_t c = group * group_c + ic;
-            offsets[i] = c / copy.channels * copy.block_size() + c % copy.channels +
-                         kh * copy.rows.tap * copy.row_size() + kw * copy.cols.tap * copy.channels;
-            dw_rows[i] = (kh * s.kw + kw) * group_c + ic;
+            offsets[i] = c / copied.channels * copied.block_size() + c % copied.channels +
+                         kh * copied.rows.tap * copied.row_size() +
+                         kw * copied.cols.tap * copied.channels;
+            dw_rows[i] = ((kh * s.kw + kw) * group_c + ic) * s.oc + group * cut.features;
           }
         }
       }
     }
   }
 
-  parallel_for(threads, cut.chunks * splits, [&](int64_t item, int worker) {
-    const int64_t chunk = item / splits;
-    const int64_t tile_begin = part_begin(tiles, splits, item % splits);
-    const int64_t tile_end = part_begin(tiles, splits, item % splits + 1);
-    const int64_t image_begin = part_begin(s.n, cut.chunks, chunk);
-    const int64_t image_end = part_begin(s.n, cut.chunks, chunk + 1);
-    float* const partial = partials + chunk * cut.partial;
-    float* const bias_partial = bias_partials + chunk * cut.bias_partial;
+  parallel_for(threads, cut.chunks * panel_parts * row_parts, [&](int64_t item, int worker) {
+    const int64_t row_part = item % row_parts, panel_part = item / row_parts % panel_parts;
+    const int64_t chunk = item / row_parts / panel_parts;
+    const int64_t panel_begin = part_begin(cut.panels, panel_parts, panel_part);
+    const int64_t panel_end = part_begin(cut.panels, panel_parts, panel_part + 1);
+    const int64_t tile_begin = part_begin(row_tiles, row_parts, row_part);
+    const int64_t tile_end = part_begin(row_tiles, row_parts, row_part + 1);
+    const int64_t block_begin = part_begin(cut.blocks, cut.chunks, chunk);
+    const int64_t block_end = part_begin(cut.blocks, cut.chunks, chunk + 1);
+    float* const sums = chunk == 0 ? dw : partials + (chunk - 1) * weights;
+    float* const bias = biases + chunk * s.oc;
     float* const x_copy = memory.at<float>(x_at) + worker * x_size;
     float* const dy_copy = memory.at<float>(dy_at) + worker * dy_size;
-    bool first_block = true;
-    for (int64_t image = image_begin; image < image_end; ++image) {
-      for (int64_t row = 0; row < s.oh; row += block_rows) {
-        const int64_t rows = min(block_rows, s.oh - row), pixels = rows * s.ow;
-        copy_block(copy, s, x + image * s.h * s.w * s.c, row, x_copy);
 
-        WeightsTile tile{};
-        tile.x_pixel = copy.cols.output * copy.channels;
-        tile.x_row = copy.rows.output * copy.row_size();
-        tile.rows = rows;
-        tile.pixels = s.ow;
-        if (tile.x_row == tile.pixels * tile.x_pixel) {  // one run of pixels: no need to stop
-          tile.pixels = pixels;
-          tile.rows = 1;
+    // The channels that these rows meet, from the first group's first to the last group's last.
+    const auto channel_of = [&](int64_t row) {
+      return row / (s.kh * s.kw * copied_channels) * copied_channels;
+    };
+    const int64_t last_row = part_begin(cut.rows, row_tiles, tile_end) - 1;
+    const int64_t first_channel = panel_begin / cut.group_panels * group_c +
+                                  channel_of(part_begin(cut.rows, row_tiles, tile_begin));
+    const int64_t last_channel = (panel_end - 1) / cut.group_panels * group_c +
+                                 min(group_c, channel_of(last_row) + copied_channels) - 1;
+
+    for (int64_t block = block_begin; block < block_end; ++block) {
+      const int64_t image = block / cut.image_blocks * cut.block_images;
+      const int64_t images = min(cut.block_images, s.n - image);
+      const int64_t row = block % cut.image_blocks * cut.block_rows;
+      const int64_t rows = min(cut.block_rows, s.oh - row);
+      copy_block(copied, s, x + image * s.h * s.w * s.c, images, row, first_channel / channels,
+                 last_channel / channels + 1, x_copy);
+
+      WeightsTile tile{};
+      tile.x_pixel = copied.cols.output * copied.channels;
+      tile.x_row = copied.rows.output * copied.row_size();
+      tile.x_image = copied.image_size();
+      tile.images = images;
+      tile.rows = rows;
+      tile.pixels = s.ow;
+      if (tile.x_row == tile.pixels * tile.x_pixel) {  // one run of pixels: no need to stop
+        tile.pixels *= tile.rows;
+        tile.rows = 1;
+        if (tile.x_image == tile.pixels * tile.x_pixel) {
+          tile.pixels *= tile.images;
+          tile.images = 1;
         }
-        tile.dy = dy_copy;
-        tile.overwrite = first_block;
+      }
+      tile.overwrite = block == block_begin;
 
-        int64_t panel_tiles = 0;  // tiles before this panel
-        for (int64_t p = 0; p < cut.panels; ++p, panel_tiles += cut.row_tiles(p - 1)) {
-          const int64_t row_tiles = cut.row_tiles(p);
-          const int64_t begin = max(tile_begin - panel_tiles, 0);
-          const int64_t end = min(tile_end - panel_tiles, row_tiles);
-          if (begin >= end) continue;
-          const int64_t vectors = cut.vectors(p);
-          const int64_t group = p / cut.group_panels;
-          const int64_t first = p % cut.group_panels * panel_lanes;
-          const int64_t at = (image * s.oh + row) * s.ow * s.oc + group * cut.features + first;
-          const float* mask = activation == Activation::relu ? y + at : nullptr;
-          // Of the parts that share a panel, the one with its first tile adds up the bias.
-          float* bias = begin == 0 ? bias_partial + group * padded_features(cut.features) + first
-                                   : memory.at<float>(spare_at) + worker * panel_lanes;
-          if (vectors == 2) {
-            pack_gradient<2>(dy + at, mask, s.oc, pixels, cut.features - first, dy_copy, bias);
-          } else {
-            pack_gradient<1>(dy + at, mask, s.oc, pixels, cut.features - first, dy_copy, bias);
-          }
-
-          int64_t r0 = part_begin(cut.rows, row_tiles, begin);
-          Parts parts(cut.rows, row_tiles, begin);
-          for (int64_t t = begin; t < end; ++t) {
-            const int64_t r1 = r0 + parts.next();
-            for (int64_t r = r0; r < r1; ++r) {
-              tile.x[r - r0] = x_copy + offsets[group * cut.rows + r];
-            }
-            tile.dw = partial + cut.panel_at(p) + r0 * vectors * lanes;
-            run_tile(tile, vectors, r1 - r0);
-            r0 = r1;
+      // Whole images lie behind one another; rows of one image, too.
+      const int64_t at = (image * s.oh + row) * s.ow * s.oc;
+      const auto pack = [&](int64_t p, float* to, bool add_bias) {
+        const int64_t first = p % cut.group_panels * panel_lanes;
+        const int64_t feature = p / cut.group_panels * cut.features + first;
+        const float* const mask = activation == Activation::relu ? y + at + feature : nullptr;
+        pack_gradient(dy + at + feature, mask, s.oc, images * rows * s.ow, cut.vectors(p),
+                      cut.features - first, to, add_bias ? bias + feature : nullptr);
+      };
+      const auto run_row_tile = [&](int64_t p, int64_t row_tile, const float* packed) {
+        const int64_t group = p / cut.group_panels;
+        const int64_t first = p % cut.group_panels * panel_lanes;
+        const int64_t r0 = part_begin(cut.rows, row_tiles, row_tile);
+        const int64_t r1 = part_begin(cut.rows, row_tiles, row_tile + 1);
+        for (int64_t r = r0; r < r1; ++r) {
+          tile.x[r - r0] = x_copy + offsets[group * cut.rows + r];
+          tile.dw[r - r0] = sums + dw_rows[group * cut.rows + r] + first;
+        }
+        tile.dy = packed;
+        tile.features = cut.features - first;
+        run_tile(tile, cut.vectors(p), r1 - r0);
+      };
+      // Of the parts that share a panel, the one with its first row adds up the bias.
+      const bool add_bias = row_part == 0;
+      if (along_rows) {
+        for (int64_t p = panel_begin; p < panel_end; ++p) {
+          pack(p, dy_copy + (p - panel_begin) * panel_size, add_bias);
+        }
+        for (int64_t t = tile_begin; t < tile_end; ++t) {
+          for (int64_t p = panel_begin; p < panel_end; ++p) {
+            run_row_tile(p, t, dy_copy + (p - panel_begin) * panel_size);
           }
         }
-        first_block = false;
+      } else {
+        for (int64_t p = panel_begin; p < panel_end; ++p) {
+          pack(p, dy_copy, add_bias);
+          for (int64_t t = tile_begin; t < tile_end; ++t) run_row_tile(p, t, dy_copy);
+        }
       }
     }
   });
 
   // Add the chunks up, in their order.
-  constexpr int64_t rows_per_item = 64;
-  const int64_t row_parts = ceil_div(cut.rows, rows_per_item);
-  parallel_for(threads, cut.panels * row_parts, [&](int64_t item, int) {
-    const int64_t p = item / row_parts;
-    const int64_t panel_width = cut.vectors(p) * lanes;
-    const int64_t group = p / cut.group_panels, first = p % cut.group_panels * panel_lanes;
-    const int64_t r0 = item % row_parts * rows_per_item;
-    const int64_t r1 = min(r0 + rows_per_item, cut.rows);
-    for (int64_t r = r0; r < r1; ++r) {
-      float* const to = dw + dw_rows[group * cut.rows + r] * s.oc + group * cut.features + first;
-      const float* const from = partials + cut.panel_at(p) + r * panel_width;
-      for (int64_t f = 0; f < panel_width; f += lanes) {
-        vec sum = load(from + f);
-        for (int64_t chunk = 1; chunk < cut.chunks; ++chunk) {
-          sum = add(sum, load(from + chunk * cut.partial + f));
-        }
-        store_n(to + f, sum, min(lanes, cut.features - first - f));
+  const auto add_chunks = [&](float* to, const float* from, int64_t step, int64_t begin,
+                              int64_t end) {
+    for (int64_t i = begin; i < end; i += lanes) {
+      const int64_t count = min(lanes, end - i);
+      vec sum = load_part(to + i, count);
+      for (int64_t chunk = 1; chunk < cut.chunks; ++chunk) {
+        sum = add(sum, load_part(from + (chunk - 1) * step + i, count));
       }
+      store_part(to + i, sum, count);
     }
-  });
-  for (int64_t i = 0; i < s.oc && db != nullptr; ++i) {
-    const float* from =
-        bias_partials + i / cut.features * padded_features(cut.features) + i % cut.features;
-    float sum = from[0];
-    for (int64_t chunk = 1; chunk < cut.chunks; ++chunk) sum += from[chunk * cut.bias_partial];
-    db[i] = sum;
+  };
+  if (cut.chunks > 1) {
+    parallel_ranges(weights, 4096, [&](int64_t begin, int64_t end) {
+      add_chunks(dw, partials, weights, begin, end);
+    });
+    add_chunks(biases, biases + s.oc, s.oc, 0, s.oc);
   }
+  if (db != nullptr) copy(db, biases, s.oc);
 }
 
 }  // namespace pyconv::cpu::PYCONV_ISA

@@ -166,10 +166,6 @@ struct Band {
   int64_t size() const { return rows * line; }
 };
 
-void copy(float* to, const float* from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-}
-
 // The band of an image of x, its padding filled in.
 void copy_band(const Band& band, const Conv2dShape& s, const float* image, float* to) {
   const int64_t begin = min(max(0, -band.left), band.cols);

@@ -417,17 +417,35 @@ void run(const Convolution& conv) {
   });
 }
 
-// What the passes cost an image, in multiply-adds of the direct algorithm that take as long; those
-// of the transforms are estimates. That the weights are transformed once a batch is left out: an
-// image must get the same bits in any batch.
-constexpr int64_t input_cost = 200, output_cost = 160;
-bool pays(int64_t rows, int64_t cols, int64_t c, int64_t oc) {
+// Multiplications a pair of channels that the direct algorithm does along an axis: taps in the
+// padding are not among them.
+int64_t direct_taps(int64_t in, int64_t out, int64_t pad) {
+  int64_t taps = 0;
+  for (int64_t k = 0; k < 3; ++k) taps += max(0, min(out, in + pad - k) - max(0, pad - k));
+  return taps;
+}
+
+// What the passes cost, in multiply-adds of the direct algorithm that take as long (measured on
+// AVX2, see docs/performance.md). `rows` and `cols` are what is computed of every image, `direct`
+// the direct algorithm's multiplications an image and pair of channels.
+bool pays(const Conv2dShape& s, int64_t rows, int64_t cols, int64_t direct) {
+  constexpr int64_t input_cost = 200, output_cost = 160;
+  // Of the weights' transform: while it stays in a third-level cache, and beyond.
+  constexpr int64_t cached_cost = 900, streamed_cost = 3000, cached_bytes = 16 << 20;
+  if (!winograd_fits(s)) return false;
   const MathMode mode = math_mode();
   if (mode != MathMode::fp32) return mode == MathMode::winograd;
-  if (c < 8 || oc < 8) return false;
-  const int64_t tiles = ceil_div(rows, out_side) * ceil_div(cols, out_side);
-  return tiles * (planes * (c + 4) * oc + input_cost * c + output_cost * oc) <
-         rows * cols * 9 * c * oc;
+  if (s.c < 8 || s.oc < 8) return false;
+  const int64_t tiles = s.n * ceil_div(rows, out_side) * ceil_div(cols, out_side);
+  const int64_t weights_bytes = planes * s.c * s.oc * static_cast<int64_t>(sizeof(float));
+  const int64_t weights_cost = weights_bytes <= cached_bytes ? cached_cost : streamed_cost;
+  return tiles * (planes * (s.c + 4) * s.oc + input_cost * s.c + output_cost * s.oc) +
+             weights_cost * s.c * s.oc <
+         s.n * direct * s.c * s.oc;
+}
+int64_t direct_cost(const Conv2dShape& s, int64_t rows, int64_t cols) {
+  return direct_taps(s.h, min(rows, s.oh), s.pad_top) *
+         direct_taps(s.w, min(cols, s.ow), s.pad_left);
 }
 
 }  // namespace
@@ -437,14 +455,14 @@ bool winograd_fits(const Conv2dShape& s) {
          s.dilation_w == 1 && s.groups == 1;
 }
 bool winograd_pays(const Conv2dShape& s, int64_t rows, int64_t cols) {
-  return winograd_fits(s) && pays(rows, cols, s.c, s.oc);
+  return pays(s, rows, cols, direct_cost(s, rows, cols));
 }
 bool winograd_pays_backward_data(const Conv2dShape& s) {
   // Beyond two rows of padding the flipped kernel would need a negative one.
-  return winograd_fits(s) && s.pad_top <= 2 && s.pad_left <= 2 && pays(s.h, s.w, s.c, s.oc);
+  return s.pad_top <= 2 && s.pad_left <= 2 && pays(s, s.h, s.w, direct_cost(s, s.oh, s.ow));
 }
 bool winograd_pays_backward_weights(const Conv2dShape& s) {
-  return winograd_fits(s) && pays(s.oh, s.ow, s.c, s.oc);
+  return pays(s, s.oh, s.ow, 9 * s.oh * s.ow);  // the direct one multiplies by padding, too
 }
 
 namespace {
@@ -599,15 +617,17 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
       WeightsTile tile{};
       tile.x_pixel = lanes;
       tile.dy = gradient;
-      tile.rows = 1;
+      tile.images = tile.rows = 1;
+      tile.features = vectors * lanes;
       tile.pixels = count;
       tile.overwrite = first == 0;
       const int64_t row_tiles = ceil_div(s.c, tile_rows[vectors]);
       for_parts(s.c, row_tiles, [&](int64_t c, int64_t rows) {
         for (int64_t r = 0; r < rows; ++r) {
           tile.x[r] = v + plane * v_step + (c + r) / lanes * lanes * count + (c + r) % lanes;
+          tile.dw[r] =
+              sums + plane * sum_step + panel * panel_lanes * depth + (c + r) * vectors * lanes;
         }
-        tile.dw = sums + plane * sum_step + panel * panel_lanes * depth + c * vectors * lanes;
         run_tile(tile, vectors, rows);
       });
     });

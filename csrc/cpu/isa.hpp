@@ -68,6 +68,9 @@ static inline void for_parts(int64_t total, int64_t parts, const Body& body) {
   }
 }
 
+static inline void copy(float* to, const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
 static inline void clear(float* p, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = 0.0f;
 }

@@ -106,12 +106,13 @@ static void compute(const ForwardTile& tile) {
 // Sums over pixels:  dw[p, f] += sum_pixel x[p][pixel] * dy[pixel, f]
 
 struct WeightsTile {
-  const float* x[max_tile_rows];  // what each row of the weights multiplies, at the first pixel
-  int64_t x_row, x_pixel;         // steps between rows and between pixels of x
-  const float* dy;                // panel: [rows * pixels][Q * lanes]
-  int64_t rows, pixels;
-  float* dw;       // panel: [P][Q * lanes]
-  bool overwrite;  // start from zero instead of what dw holds
+  const float* x[max_tile_rows];    // what each row of the weights multiplies, at the first pixel
+  int64_t x_image, x_row, x_pixel;  // steps between images, rows and pixels of x
+  const float* dy;                  // panel: [images * rows * pixels][Q * lanes]
+  int64_t images, rows, pixels;
+  float* dw[max_tile_rows];  // where each row of sums goes
+  int64_t features;          // how many features of the panel exist
+  bool overwrite;            // start from zero instead of what dw holds
 };
 
 template <int P, int Q>
@@ -125,33 +126,41 @@ static void compute(const WeightsTile& tile) {
     }
   }
   const float* dy = tile.dy;
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    const float* x[P];
+  for (int64_t image = 0; image < tile.images; ++image) {
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      const float* x[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) x[p] = tile.x[p] + row * tile.x_row;
-    int64_t at = 0;
+      for (int p = 0; p < P; ++p) x[p] = tile.x[p] + image * tile.x_image + row * tile.x_row;
+      int64_t at = 0;
 #pragma GCC unroll 4
-    for (int64_t pixel = 0; pixel < tile.pixels; ++pixel) {
-      vec gradient[Q];
+      for (int64_t pixel = 0; pixel < tile.pixels; ++pixel) {
+        vec gradient[Q];
 #pragma GCC unroll 16
-      for (int q = 0; q < Q; ++q) gradient[q] = load(dy + q * lanes);
-      dy += Q * lanes;
+        for (int q = 0; q < Q; ++q) gradient[q] = load(dy + q * lanes);
+        dy += Q * lanes;
 #pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) {
-        const vec value = broadcast(x[p][at]);
+        for (int p = 0; p < P; ++p) {
+          const vec value = broadcast(x[p][at]);
 #pragma GCC unroll 16
-        for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, gradient[q], sum[p][q]);
+          for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, gradient[q], sum[p][q]);
+        }
+        at += tile.x_pixel;
       }
-      at += tile.x_pixel;
     }
   }
   // What dw holds is added at the end: loading it need not be waited for at the beginning.
+  const bool whole = tile.features >= Q * lanes;
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
     for (int q = 0; q < Q; ++q) {
-      float* const dw = tile.dw + (p * Q + q) * lanes;
-      store(dw, tile.overwrite ? sum[p][q] : add(load(dw), sum[p][q]));
+      float* const dw = tile.dw[p] + q * lanes;
+      if (whole) {
+        store(dw, tile.overwrite ? sum[p][q] : add(load(dw), sum[p][q]));
+      } else {
+        const int64_t count = min(tile.features - q * lanes, lanes);
+        store_n(dw, tile.overwrite ? sum[p][q] : add(load_n(dw, count), sum[p][q]), count);
+      }
     }
   }
 }
@@ -194,6 +203,71 @@ static void compute(const ProductTile& tile) {
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
     for (int q = 0; q < Q; ++q) store(tile.c + p * tile.c_row + q * lanes, sum[p][q]);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Products of vectors:  y[p, f] = sum_t sum_k x[p][t.x + k] * w[f, t, k]
+
+constexpr int64_t dot_rows = 2, dot_features = 4;
+
+struct DotTile {
+  const float* x[dot_rows];
+  float* y[dot_rows];
+  const Tap* taps;  // whose w / depth is the tap's number
+  int64_t tap_count;
+  const float* w;  // of the tile's first feature
+  int64_t w_feature, w_tap;
+  int64_t features;
+};
+
+template <int P, int F>
+static void compute_dots(const DotTile& tile) {
+  vec sum[P][F];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+    for (int f = 0; f < F; ++f) sum[p][f] = zero();
+  }
+  for (int64_t t = 0; t < tile.tap_count; ++t) {
+    const Tap tap = tile.taps[t];
+    const float* const w = tile.w + tap.w / tap.depth * tile.w_tap;
+    const auto step = [&](int64_t k, int64_t count) __attribute__((always_inline)) {
+      vec weight[F];
+#pragma GCC unroll 4
+      for (int f = 0; f < F; ++f) weight[f] = load_part(w + f * tile.w_feature + k, count);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        const vec value = load_part(tile.x[p] + tap.x + k, count);
+#pragma GCC unroll 4
+        for (int f = 0; f < F; ++f) sum[p][f] = fmadd(value, weight[f], sum[p][f]);
+      }
+    };
+    int64_t k = 0;
+    for (; k + lanes <= tap.depth; k += lanes) step(k, lanes);
+    if (k < tap.depth) step(k, tap.depth - k);
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+    for (int f = 0; f < F; ++f) {
+      float parts[lanes], total = 0.0f;
+      store(parts, sum[p][f]);
+      for (int l = 0; l < lanes; ++l) total += parts[l];
+      tile.y[p][f] = total;
+    }
+  }
+}
+
+template <int F = dot_features>
+static inline void run_tile(const DotTile& tile, int64_t rows) {
+  static_assert(dot_rows == 2);
+  if (tile.features < F) {
+    if constexpr (F > 1) run_tile<F - 1>(tile, rows);
+  } else if (rows == 2) {
+    compute_dots<2, F>(tile);
+  } else {
+    compute_dots<1, F>(tile);
   }
 }
 
