@@ -66,6 +66,8 @@ def _is_integer(value: Any) -> bool:
 
 
 def _pair(value: Any, name: str) -> tuple[int, int]:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value  # what layers pass, again and again
     values = (value, value) if _is_integer(value) else value
     if (
         not isinstance(values, (tuple, list))

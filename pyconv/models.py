@@ -66,6 +66,7 @@ class Sequential:
         self.stop_training = False
         self._layers: list[Layer] = []
         self._sample_shape: tuple[int, ...] | None = None
+        self._connected = False  # all layers are built and fit each other
         self._parameters: FlatParameters | None = None
         self._training_plan: Plan | None = None
         self._inference_plan: Plan | None = None
@@ -156,10 +157,13 @@ class Sequential:
                 "input_shape, "
                 "e.g. Conv2D(32, 3, input_shape=(32, 32, 3)), or call build((None, 32, 32, 3))."
             )
+        if self._connected:
+            return
         shape: Shape = (None, *self._sample_shape)
         for layer in self._layers:
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
+        self._connected = True
 
     @property
     def layers(self) -> list[Layer]:
@@ -705,6 +709,7 @@ class Sequential:
         return self._inference_plan
 
     def _forget_plans(self) -> None:
+        self._connected = False
         self._training_plan = self._inference_plan = None
         self._parameters = None
         self._graph.discard()
