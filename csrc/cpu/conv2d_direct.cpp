@@ -17,6 +17,8 @@ namespace pyconv::cpu::PYCONV_ISA {
 
 namespace {
 
+constexpr int64_t float_bytes = sizeof(float);
+
 // Bytes of activations that one work item should touch, to stay in a core's second-level cache.
 constexpr int64_t item_bytes = 320 * 1024;
 
@@ -224,9 +226,9 @@ struct Cut {
   bool private_panels;
 };
 Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
-  // Of the packed panels of an item, so that they stay in a second-level cache.
+  // Of the packed panels of an item, which should stay in the nearer caches; several are read
+  // together, as a panel's row is one cache line.
   constexpr int64_t panel_bytes = 1024 * 1024, most_panels = 4;
-  constexpr int64_t float_bytes = sizeof(float);
   const int64_t source_bytes =
       float_bytes * conv.groups * conv.source_h * conv.source_w * conv.depth;
   const int64_t result_bytes =
@@ -267,6 +269,10 @@ void run(const TapConvolution& conv) {
   const int threads = num_threads();
   const Cut cut = cut_work(conv, panels, threads);
   const int64_t item_panels = ceil_div(panels, cut.panel_parts);
+  // Panels that a tile of positions goes through before the next tile: as many as stay in the
+  // first-level cache, else one.
+  constexpr int64_t first_level_bytes = 20 * 1024;
+  const int64_t together = max(1, first_level_bytes / (panel_size * float_bytes));
 
   Scratch memory;
   const int64_t packed_at = memory.reserve<float>(
@@ -348,26 +354,34 @@ void run(const TapConvolution& conv) {
                     own + (p - panel_begin) * panel_size);
       }
     }
-    for (int64_t p = panel_begin; p < panel_end; ++p) {
-      const int64_t group = p / group_panels, first = p % group_panels * panel_lanes;
-      const int64_t vectors = panel_vectors(conv.features, p % group_panels);
-      tile.w = cut.private_panels ? own + (p - panel_begin) * panel_size : panel_weights(p);
-      tile.features = conv.features - first;
-      tile.bias = conv.bias != nullptr ? conv.bias + group * conv.features + first : nullptr;
+    for (int64_t p = panel_begin, next = p; p < panel_end; p = next) {
+      const int64_t group = p / group_panels;
+      next = min(min(p + together, panel_end), (group + 1) * group_panels);
+      const int64_t feature = p % group_panels * panel_lanes;  // in the group
+      // The first panel has two vectors if any of them has.
+      const int64_t rows = tile_rows[panel_vectors(conv.features, p % group_panels)];
       const float* const x = source + group * conv.depth;
-      float* const y = result + group * conv.features + first;
+      float* const y = result + group * conv.features + feature;
       tile.taps = table.taps;
       for (int64_t r = 0; r < conv.rows.class_count; ++r) {
         const PositionRange row = positions_between(conv.rows.classes[r], row_begin, row_end);
         for (int64_t c = 0; c < conv.cols.class_count; ++c) {
           tile.tap_count = table.counts[r * conv.cols.class_count + c];
           Positions positions(conv, row, conv.cols.classes[c], images);
-          const int64_t tiles = ceil_div(positions.count, tile_rows[vectors]);
+          const int64_t tiles = ceil_div(positions.count, rows);
           Parts parts(positions.count, tiles);
           for (int64_t t = 0; t < tiles; ++t) {
             const int64_t count = parts.next();
             for (int64_t k = 0; k < count; ++k) positions.next(x, y, tile, k);
-            run_tile(tile, vectors, count);
+            for (int64_t q = p; q < next; ++q) {
+              const int64_t first = q % group_panels * panel_lanes;
+              tile.w = cut.private_panels ? own + (q - panel_begin) * panel_size : panel_weights(q);
+              tile.features = conv.features - first;
+              tile.bias =
+                  conv.bias != nullptr ? conv.bias + group * conv.features + first : nullptr;
+              run_tile(tile, panel_vectors(conv.features, q % group_panels), count);
+              for (int64_t k = 0; k < count; ++k) tile.y[k] += panel_lanes;
+            }
           }
           tile.taps += tile.tap_count;
         }
