@@ -20,7 +20,7 @@ static inline PooledWindow pool_window(vec v0, vec v1, vec v2, vec v3) {
   return {best, add(dead, where_positive(best, sub(at, dead)))};
 }
 
-// conv2d_direct.cpp: any shape.
+// conv2d_direct.cpp and conv2d_direct_weights.cpp: any shape.
 void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                    const float* b, float* y);
 void conv2d_direct_backward_data(const Conv2dShape& s, Activation activation, const float* dy,

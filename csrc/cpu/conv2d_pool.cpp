@@ -268,7 +268,7 @@ void direct_pool(const ConvPoolShape& p, const float* x, const float* w, const f
   constexpr int64_t bytes = 4 << 20;
   const Conv2dShape& s = p.conv;
   const int64_t image = s.oh * s.ow * s.oc;
-  const int64_t images = max(1, min(s.n, bytes / (image * static_cast<int64_t>(sizeof(float)))));
+  const int64_t images = max(1, min(s.n, bytes / (image * float_bytes)));
   float* const dense = static_cast<float*>(
       scratch(static_cast<size_t>(images * image) * sizeof(float), ScratchUse::composed));
   for (int64_t n = 0; n < s.n; n += images) {
@@ -330,8 +330,7 @@ void conv2d_pool_backward_data(const ConvPoolShape& p, float scale, const float*
   // Features are taken in blocks whose weights fit into half of a second-level cache.
   constexpr int64_t weights_bytes = 192 * 1024;
   constexpr int64_t most_block = 4095;  // their counts have 12 bits
-  const int64_t block = max(
-      1, min(min(s.oc, most_block), weights_bytes / (patch * static_cast<int64_t>(sizeof(float)))));
+  const int64_t block = max(1, min(min(s.oc, most_block), weights_bytes / (patch * float_bytes)));
   const int threads = num_threads();
 
   Scratch memory;
@@ -394,15 +393,14 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
   // Pooled rows are taken in bands whose part of x fits into the first-level cache.
   constexpr int64_t band_bytes = 24 * 1024;
   int64_t band_rows = p.ph;
-  while (band_rows > 1 &&
-         Band(p, 0, band_rows).size() * static_cast<int64_t>(sizeof(float)) > band_bytes) {
+  while (band_rows > 1 && Band(p, 0, band_rows).size() * float_bytes > band_bytes) {
     --band_rows;
   }
   const int64_t row = s.kw * s.c, patch = s.kh * row;
   const int64_t most_terms = band_rows * p.pw;
   constexpr int64_t together_bytes = 12 * 1024;
   const int64_t together =
-      max(8, together_bytes / (most_vectors * lanes * static_cast<int64_t>(sizeof(float)) +
+      max(8, together_bytes / (most_vectors * lanes * float_bytes +
                                most_terms * static_cast<int64_t>(sizeof(Term))));
   constexpr int64_t most_chunks = 16;
   const int64_t chunks = min(s.n, most_chunks);

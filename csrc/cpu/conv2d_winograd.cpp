@@ -437,7 +437,7 @@ bool pays(const Conv2dShape& s, int64_t rows, int64_t cols, int64_t direct) {
   if (mode != MathMode::fp32) return mode == MathMode::winograd;
   if (s.c < 8 || s.oc < 8) return false;
   const int64_t tiles = s.n * ceil_div(rows, out_side) * ceil_div(cols, out_side);
-  const int64_t weights_bytes = planes * s.c * s.oc * static_cast<int64_t>(sizeof(float));
+  const int64_t weights_bytes = planes * s.c * s.oc * float_bytes;
   const int64_t weights_cost = weights_bytes <= cached_bytes ? cached_cost : streamed_cost;
   return tiles * (planes * (s.c + 4) * s.oc + input_cost * s.c + output_cost * s.oc) +
              weights_cost * s.c * s.oc <
@@ -558,7 +558,7 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
                          .c = s.oc};
   const int64_t depth = padded_features(s.c), width = padded_features(s.oc);
   const int64_t oc = s.oc, panels = panel_count(oc);
-  const int64_t tile_bytes = planes * (depth + width) * static_cast<int64_t>(sizeof(float));
+  const int64_t tile_bytes = planes * (depth + width) * float_bytes;
   const int64_t stage = max(1, min(tiles.count, max(2 * max_tile_rows, stage_bytes / tile_bytes)));
   const int threads = num_threads();
 

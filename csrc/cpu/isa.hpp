@@ -20,6 +20,8 @@
 
 namespace pyconv::cpu::PYCONV_ISA {
 
+constexpr int64_t float_bytes = sizeof(float);
+
 static constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 template <class T>
@@ -70,6 +72,12 @@ static inline void for_parts(int64_t total, int64_t parts, const Body& body) {
 
 static inline void copy(float* to, const float* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+// dst = src where y > 0, else 0.
+static inline void masked_copy(const float* src, const float* y, float* dst, int64_t size) {
+  int64_t i = 0;
+  for (; i + lanes <= size; i += lanes) store(dst + i, where_positive(load(y + i), load(src + i)));
+  for (; i < size; ++i) dst[i] = y[i] > 0.0f ? src[i] : 0.0f;
 }
 static inline void clear(float* p, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = 0.0f;
