@@ -229,7 +229,10 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
   const int64_t weights_bytes = float_bytes * panels * panel_rows * panel_lanes;
   const int64_t wanted = items_per_thread * threads;
   Cut cut{};
-  if (panels >= 2 * threads && conv.n * source_bytes <= max(item_bytes, weights_bytes / 4)) {
+  // Otherwise every item would go through all results, a few features at a time.
+  const bool many_weights = weights_bytes >= conv.n * result_bytes &&
+                            conv.n * source_bytes <= max(item_bytes, weights_bytes / 4);
+  if (panels >= 2 * threads && many_weights) {
     const int64_t together =
         max(1, min(most_panels, panel_bytes / max(1, panel_rows * panel_lanes * float_bytes)));
     cut.images = conv.n;
