@@ -208,6 +208,21 @@ class Positions {
   const int64_t count;
 };
 
+// body(taps, tap_count, positions) for every pair of classes, for some rows of the result of some
+// images.
+template <class Body>
+void for_class_pairs(const TapConvolution& conv, const TapTable& table, int64_t row_begin,
+                     int64_t row_end, int64_t images, const Body& body) {
+  const Tap* taps = table.taps;
+  const int64_t* count = table.counts;
+  for (int64_t r = 0; r < conv.rows.class_count; ++r) {
+    const PositionRange rows = positions_between(conv.rows.classes[r], row_begin, row_end);
+    for (int64_t c = 0; c < conv.cols.class_count; ++c, taps += *count++) {
+      body(taps, *count, Positions(conv, rows, conv.cols.classes[c], images));
+    }
+  }
+}
+
 // How the work is cut: an item is some images, some rows of the result, some panels. Any cut gives
 // the same bits, so it may depend on the number of threads.
 struct Cut {
@@ -253,14 +268,15 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
 }
 
 void run(const TapConvolution& conv) {
-  const int64_t taps = conv.kernel_h * conv.kernel_w;
+  const int64_t kernel_size = conv.kernel_h * conv.kernel_w;
   const int64_t source_c = conv.groups * conv.depth, result_c = conv.groups * conv.features;
   const int64_t source_row = conv.source_w * source_c, source_image = conv.source_h * source_row;
   const int64_t result_row = conv.result_w * result_c, result_image = conv.result_h * result_row;
   const int64_t group_panels = panel_count(conv.features);
   const int64_t panels = conv.groups * group_panels;
-  const int64_t panel_size = taps * conv.depth * panel_lanes;  // the last of a group: or a half
-  const int64_t group_weights = taps * conv.depth * padded_features(conv.features);
+  const int64_t panel_size =
+      kernel_size * conv.depth * panel_lanes;  // the last of a group: or a half
+  const int64_t group_weights = kernel_size * conv.depth * padded_features(conv.features);
   const int threads = num_threads();
   const Cut cut = cut_work(conv, panels, threads);
   const int64_t item_panels = ceil_div(panels, cut.panel_parts);
@@ -357,30 +373,25 @@ void run(const TapConvolution& conv) {
       const int64_t rows = tile_rows[panel_vectors(conv.features, p % group_panels)];
       const float* const x = source + group * conv.depth;
       float* const y = result + group * conv.features + feature;
-      tile.taps = table.taps;
-      for (int64_t r = 0; r < conv.rows.class_count; ++r) {
-        const PositionRange row = positions_between(conv.rows.classes[r], row_begin, row_end);
-        for (int64_t c = 0; c < conv.cols.class_count; ++c) {
-          tile.tap_count = table.counts[r * conv.cols.class_count + c];
-          Positions positions(conv, row, conv.cols.classes[c], images);
-          const int64_t tiles = ceil_div(positions.count, rows);
-          Parts parts(positions.count, tiles);
-          for (int64_t t = 0; t < tiles; ++t) {
-            const int64_t count = parts.next();
-            for (int64_t k = 0; k < count; ++k) positions.next(x, y, tile, k);
-            for (int64_t q = p; q < next; ++q) {
-              const int64_t first = q % group_panels * panel_lanes;
-              tile.w = cut.private_panels ? own + (q - panel_begin) * panel_size : panel_weights(q);
-              tile.features = conv.features - first;
-              tile.bias =
-                  conv.bias != nullptr ? conv.bias + group * conv.features + first : nullptr;
-              run_tile(tile, panel_vectors(conv.features, q % group_panels), count);
-              for (int64_t k = 0; k < count; ++k) tile.y[k] += panel_lanes;
-            }
+      const auto run_pair = [&](const Tap* taps, int64_t tap_count, Positions positions) {
+        tile.taps = taps;
+        tile.tap_count = tap_count;
+        const int64_t tiles = ceil_div(positions.count, rows);
+        Parts parts(positions.count, tiles);
+        for (int64_t t = 0; t < tiles; ++t) {
+          const int64_t count = parts.next();
+          for (int64_t k = 0; k < count; ++k) positions.next(x, y, tile, k);
+          for (int64_t q = p; q < next; ++q) {
+            const int64_t first = q % group_panels * panel_lanes;
+            tile.w = cut.private_panels ? own + (q - panel_begin) * panel_size : panel_weights(q);
+            tile.features = conv.features - first;
+            tile.bias = conv.bias != nullptr ? conv.bias + group * conv.features + first : nullptr;
+            run_tile(tile, panel_vectors(conv.features, q % group_panels), count);
+            for (int64_t k = 0; k < count; ++k) tile.y[k] += panel_lanes;
           }
-          tile.taps += tile.tap_count;
         }
-      }
+      };
+      for_class_pairs(conv, table, row_begin, row_end, images, run_pair);
     }
   });
 }
@@ -411,7 +422,7 @@ struct FewPositions {
   }
 };
 
-// Forward: weights are read as they lie, row by row. Features [begin, end) of a group.
+// Forward: weights are read as they lie, row by row: sum[f] += x[k] * w[k, f], K rows at a time.
 constexpr int64_t most_rows = 8;
 template <int K>
 void add_rows(const float* x, const float* w, int64_t w_row, int64_t count, float* sum) {
@@ -445,41 +456,35 @@ void run_rows(const TapConvolution& conv) {
     const float* const weights = conv.weights + group * conv.weight_group + first;
     const int64_t feature = group * conv.features + first;
     ForwardTile tile{};
-    const Tap* taps = few.table.taps;
-    for (int64_t r = 0; r < conv.rows.class_count; ++r) {
-      const PositionRange row = positions_between(conv.rows.classes[r], 0, conv.result_h);
-      for (int64_t c = 0; c < conv.cols.class_count; ++c) {
-        const int64_t tap_count = few.table.counts[r * conv.cols.class_count + c];
-        Positions positions(conv, row, conv.cols.classes[c], conv.n);
-        for (int64_t p = 0; p < positions.count; ++p) {
-          positions.next(few.source + group * conv.depth, conv.result + feature, tile, 0);
-          float* const y = tile.y[0];
-          if (conv.bias != nullptr) {
-            copy(y, conv.bias + feature, count);
-          } else {
-            clear(y, count);
+    const auto run_pair = [&](const Tap* taps, int64_t tap_count, Positions positions) {
+      for (int64_t p = 0; p < positions.count; ++p) {
+        positions.next(few.source + group * conv.depth, conv.result + feature, tile, 0);
+        float* const y = tile.y[0];
+        if (conv.bias != nullptr) {
+          copy(y, conv.bias + feature, count);
+        } else {
+          clear(y, count);
+        }
+        for (int64_t t = 0; t < tap_count; ++t) {
+          const Tap& tap = taps[t];
+          const float* const x = tile.x[0] + tap.x;
+          const float* const w = weights + tap.w / tap.depth * conv.weight_tap;
+          int64_t k = 0;
+          for (; k + most_rows <= tap.depth; k += most_rows) {
+            add_rows<most_rows>(x + k, w + k * conv.weight_k, conv.weight_k, count, y);
           }
-          for (int64_t t = 0; t < tap_count; ++t) {
-            const Tap& tap = taps[t];
-            const float* const x = tile.x[0] + tap.x;
-            const float* const w = weights + tap.w / tap.depth * conv.weight_tap;
-            int64_t k = 0;
-            for (; k + most_rows <= tap.depth; k += most_rows) {
-              add_rows<most_rows>(x + k, w + k * conv.weight_k, conv.weight_k, count, y);
-            }
-            for (; k < tap.depth; ++k) {
-              add_rows<1>(x + k, w + k * conv.weight_k, conv.weight_k, count, y);
-            }
-          }
-          const vec least = broadcast(conv.relu ? 0.0f : -HUGE_VALF);
-          for (int64_t f = 0; f < count; f += lanes) {
-            const int64_t part = min(lanes, count - f);
-            store_part(y + f, at_least(least, load_part(y + f, part)), part);
+          for (; k < tap.depth; ++k) {
+            add_rows<1>(x + k, w + k * conv.weight_k, conv.weight_k, count, y);
           }
         }
-        taps += tap_count;
+        const vec least = broadcast(conv.relu ? 0.0f : -HUGE_VALF);
+        for (int64_t f = 0; f < count; f += lanes) {
+          const int64_t part = min(lanes, count - f);
+          store_part(y + f, at_least(least, load_part(y + f, part)), part);
+        }
       }
-    }
+    };
+    for_class_pairs(conv, few.table, 0, conv.result_h, conv.n, run_pair);
   });
 }
 
@@ -504,23 +509,19 @@ void run_dots(const TapConvolution& conv) {
       tile.w = conv.weights + group * conv.weight_group + first * conv.weight_f;
       tile.w_feature = conv.weight_f;
       tile.w_tap = conv.weight_tap;
-      tile.taps = few.table.taps;
-      for (int64_t r = 0; r < conv.rows.class_count; ++r) {
-        const PositionRange row = positions_between(conv.rows.classes[r], 0, conv.result_h);
-        for (int64_t c = 0; c < conv.cols.class_count; ++c) {
-          tile.tap_count = few.table.counts[r * conv.cols.class_count + c];
-          Positions positions(conv, row, conv.cols.classes[c], conv.n);
-          for (int64_t p = 0; p < positions.count; p += dot_rows) {
-            const int64_t count = min(dot_rows, positions.count - p);
-            for (int64_t k = 0; k < count; ++k) {
-              positions.next(few.source + group * conv.depth,
-                             conv.result + group * conv.features + first, tile, k);
-            }
-            run_tile(tile, count);
+      const auto run_pair = [&](const Tap* taps, int64_t tap_count, Positions positions) {
+        tile.taps = taps;
+        tile.tap_count = tap_count;
+        for (int64_t p = 0; p < positions.count; p += dot_rows) {
+          const int64_t count = min(dot_rows, positions.count - p);
+          for (int64_t k = 0; k < count; ++k) {
+            positions.next(few.source + group * conv.depth,
+                           conv.result + group * conv.features + first, tile, k);
           }
-          tile.taps += tile.tap_count;
+          run_tile(tile, count);
         }
-      }
+      };
+      for_class_pairs(conv, few.table, 0, conv.result_h, conv.n, run_pair);
     }
   });
 }

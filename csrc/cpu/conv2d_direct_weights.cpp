@@ -192,15 +192,15 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
     if (db != nullptr) clear(db, s.oc);
     return;
   }
+  if (s.n * s.oh * s.ow == 1) {
+    one_pixel_weights(s, activation, dy, y, x, dw, db);
+    return;
+  }
   const WeightsCut cut(s);
   const int64_t channels = min(s.c, copied_channels);
   const CopiedBlock copied{CopiedAxis(s.kh, cut.block_rows, s.stride_h, s.dilation_h, s.pad_top),
                            CopiedAxis(s.kw, s.ow, s.stride_w, s.dilation_w, s.pad_left),
                            cut.block_images, channels, ceil_div(s.c, channels)};
-  if (s.n * s.oh * s.ow == 1) {
-    one_pixel_weights(s, activation, dy, y, x, dw, db);
-    return;
-  }
   // Where the chunks are too few to go round, their panels or rows are dealt out as well: the parts
   // of the panels copy all of x, those of the rows all of dy.
   constexpr int64_t splits_per_thread = 2;
@@ -218,7 +218,7 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
   const int64_t item_panels = ceil_div(cut.panels, panel_parts);
   const bool along_rows = cut.along_rows();
 
-  // The first chunk's sums go to dw and db, the others' to memory of the same layout.
+  // The first chunk's sums go to dw, the others' to memory of the same layout.
   const int64_t x_size = copied.size();
   const int64_t panel_size = cut.block_size() * panel_lanes;
   const int64_t dy_size = (along_rows ? item_panels : 1) * panel_size;
