@@ -12,12 +12,15 @@ double peak_flops(int64_t iterations) {
   memory.allocate();
   parallel_for(threads, threads, [&](int64_t item, int) {
     vec sum[chains];
+#pragma GCC unroll 32
     for (int i = 0; i < chains; ++i) sum[i] = broadcast(static_cast<float>(i));
     const vec a = broadcast(0.999f), b = broadcast(0.001f);
     for (int64_t k = 0; k < iterations; ++k) {
+#pragma GCC unroll 32
       for (int i = 0; i < chains; ++i) sum[i] = fmadd(sum[i], a, b);
     }
     vec total = zero();
+#pragma GCC unroll 32
     for (int i = 0; i < chains; ++i) total = add(total, sum[i]);
     store(memory.at<float>(sums_at) + item * lanes, total);  // or the loop would be dropped
   });
