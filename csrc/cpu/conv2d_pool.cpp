@@ -37,59 +37,94 @@ struct Term {
   float value;
 };
 
-// Registers that a sum may take; the others hold a factor and what is loaded.
-constexpr int most_vectors = 12;
+// Adds the terms' value * rows[row + r * rows_step + i] to sum[r * sum_step + i].
+using AddTerms = void (*)(const Term* terms, int64_t count, const float* rows, int64_t rows_step,
+                          float* sum, int64_t sum_step, int64_t last);
 
-// sum[i] += the terms' value * rows[row + i], for V vectors, of the last one `last` floats.
-template <int V, bool whole>
-inline void accumulate_vectors(const Term* terms, int64_t count, const float* rows, int64_t last,
-                               float* sum) {
-  vec s[V];
+// For R rows of V vectors, of whose last one `last` floats count.
+template <int R, int V, bool whole>
+void add_terms(const Term* terms, int64_t count, const float* rows, int64_t rows_step, float* sum,
+               int64_t sum_step, int64_t last) {
+  vec s[R][V];
+#pragma GCC unroll 3
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 12
-  for (int v = 0; v < V; ++v) {
-    s[v] = whole || v < V - 1 ? load(sum + v * lanes) : load_n(sum + v * lanes, last);
+    for (int v = 0; v < V; ++v) {
+      const float* from = sum + r * sum_step + v * lanes;
+      s[r][v] = whole || v < V - 1 ? load(from) : load_n(from, last);
+    }
   }
   for (int64_t i = 0; i < count; ++i) {
     const vec value = broadcast(terms[i].value);
     const float* row = rows + terms[i].row;
+#pragma GCC unroll 3
+    for (int r = 0; r < R; ++r, row += rows_step) {
+#pragma GCC unroll 12
+      for (int v = 0; v < V; ++v) {
+        const float* from = row + v * lanes;
+        s[r][v] = fmadd(value, whole || v < V - 1 ? load(from) : load_n(from, last), s[r][v]);
+      }
+    }
+  }
+#pragma GCC unroll 3
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 12
     for (int v = 0; v < V; ++v) {
-      const vec r = whole || v < V - 1 ? load(row + v * lanes) : load_n(row + v * lanes, last);
-      s[v] = fmadd(value, r, s[v]);
-    }
-  }
-#pragma GCC unroll 12
-  for (int v = 0; v < V; ++v) {
-    if (whole || v < V - 1) {
-      store(sum + v * lanes, s[v]);
-    } else {
-      store_n(sum + v * lanes, s[v], last);
+      float* to = sum + r * sum_step + v * lanes;
+      if (whole || v < V - 1) {
+        store(to, s[r][v]);
+      } else {
+        store_n(to, s[r][v], last);
+      }
     }
   }
 }
 
-template <int V = most_vectors>
-inline void accumulate_rest(const Term* terms, int64_t count, const float* rows, int64_t length,
-                            float* sum) {
-  const int64_t last = length - (V - 1) * lanes;
-  if (last == lanes) {
-    accumulate_vectors<V, true>(terms, count, rows, last, sum);
-  } else if (last > 0) {
-    accumulate_vectors<V, false>(terms, count, rows, last, sum);
-  } else if constexpr (V > 1) {
-    accumulate_rest<V - 1>(terms, count, rows, length, sum);
+// Registers that sums may take; the others hold a factor and what is loaded.
+constexpr int sum_vectors = lanes == 16 ? 24 : 12;
+constexpr int most_vectors = 12, most_rows = 3;  // of a piece
+
+template <int R = most_rows, int V = most_vectors>
+AddTerms find_add_terms(int64_t rows, int64_t vectors, bool whole) {
+  if constexpr (R > 1) {
+    if (rows < R) return find_add_terms<R - 1, V>(rows, vectors, whole);
+  }
+  if constexpr (V > 1) {
+    if (vectors < V) return find_add_terms<R, V - 1>(rows, vectors, whole);
+  }
+  if constexpr (R * V <= sum_vectors) {
+    return whole ? add_terms<R, V, true> : add_terms<R, V, false>;
+  } else {
+    return nullptr;  // not asked for
   }
 }
 
-// The same for a row of any length.
-inline void accumulate(const Term* terms, int64_t count, const float* rows, int64_t length,
-                       float* sum) {
-  constexpr int64_t block = most_vectors * lanes;
-  for (; length >= block; length -= block, rows += block, sum += block) {
-    accumulate_vectors<most_vectors, true>(terms, count, rows, lanes, sum);
+// A patch is kh rows of kw * c floats. A piece is a part of it whose sums fit into registers.
+struct Piece {
+  int64_t row, column;  // where it begins
+  int64_t last;         // floats in its last vector
+  AddTerms add;
+};
+
+struct Pieces {
+  static constexpr int64_t block = most_vectors * lanes;  // columns
+  int64_t kernel_rows, row_size;
+
+  int64_t rows() const {
+    return min(most_rows, sum_vectors / ceil_div(min(row_size, block), lanes));
   }
-  if (length > 0) accumulate_rest(terms, count, rows, length, sum);
-}
+  int64_t count() const { return ceil_div(row_size, block) * ceil_div(kernel_rows, rows()); }
+  void list(Piece* piece) const {
+    for (int64_t column = 0; column < row_size; column += block) {
+      const int64_t size = min(block, row_size - column), vectors = ceil_div(size, lanes);
+      const int64_t last = size - (vectors - 1) * lanes;
+      for (int64_t row = 0; row < kernel_rows; row += rows(), ++piece) {
+        const int64_t count = min(rows(), kernel_rows - row);
+        *piece = {row, column, last, find_add_terms(count, vectors, last == lanes)};
+      }
+    }
+  }
+};
 
 // Appends what counts of a pooled pixel to the terms of its features. Dead ones are written too,
 // and overwritten by the next: a branch here would be guessed wrong half of the time.
@@ -338,7 +373,11 @@ void conv2d_pool_backward_data(const ConvPoolShape& p, float scale, const float*
   const int64_t terms_at = memory.reserve<Term>(threads * 5 * block);
   const int64_t band_size = in_place ? 0 : band.size();
   const int64_t band_at = memory.reserve<float>(threads * band_size);
+  const Pieces cut{s.kh, row};
+  const int64_t pieces_at = memory.reserve<Piece>(cut.count());
   memory.allocate();
+  Piece* const pieces = memory.at<Piece>(pieces_at);
+  cut.list(pieces);
 
   // [feature][kh][kw][c]
   float* const rows = memory.at<float>(w_at);
@@ -368,8 +407,9 @@ void conv2d_pool_backward_data(const ConvPoolShape& p, float scale, const float*
             const int64_t count = static_cast<int64_t>(counts >> (12 * k) & 0xfff);
             if (count == 0) continue;
             float* to = origin + (2 * ph + k / 2) * band.step_h + (2 * pw + k % 2) * band.step_w;
-            for (int64_t kh = 0; kh < s.kh; ++kh, to += band.tap_h) {
-              accumulate(terms + k * block, count, rows + kh * row, row, to);
+            for (const Piece* piece = pieces; piece < pieces + cut.count(); ++piece) {
+              piece->add(terms + k * block, count, rows + piece->row * row + piece->column, row,
+                         to + piece->row * band.tap_h + piece->column, band.tap_h, piece->last);
             }
           }
         }
@@ -400,7 +440,7 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
   const int64_t most_terms = band_rows * p.pw;
   constexpr int64_t together_bytes = 12 * 1024;
   const int64_t together =
-      max(8, together_bytes / (most_vectors * lanes * float_bytes +
+      max(8, together_bytes / (sum_vectors * lanes * float_bytes +
                                most_terms * static_cast<int64_t>(sizeof(Term))));
   constexpr int64_t most_chunks = 16;
   const int64_t chunks = min(s.n, most_chunks);
@@ -416,7 +456,11 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
   const int64_t counts_at = memory.reserve<int32_t>(threads * part);
   const int64_t band_size = Band(p, 0, band_rows).size();
   const int64_t band_at = memory.reserve<float>(threads * band_size);
+  const Pieces cut{s.kh, row};
+  const int64_t pieces_at = memory.reserve<Piece>(cut.count());
   memory.allocate();
+  Piece* const pieces = memory.at<Piece>(pieces_at);
+  cut.list(pieces);
   float* const all_sums = memory.at<float>(sums_at);
   float* const all_bias = memory.at<float>(bias_at);
 
@@ -462,17 +506,15 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
             add_alive(features, scale, dy + at, winner + at, bias);
           }
         }
-        // A few features at a time take their part of one row of the kernel, so that these, their
-        // terms and what they read of x stay in the first-level cache.
+        // A few features at a time take their part of a piece, so that these, their terms and what
+        // they read of x stay in the first-level cache.
         for (int64_t f0 = 0; f0 < features; f0 += together) {
           const int64_t f1 = min(f0 + together, features);
-          for (int64_t kh = 0; kh < s.kh; ++kh) {
-            for (int64_t at = 0; at < row; at += most_vectors * lanes) {
-              const int64_t length = min(most_vectors * lanes, row - at);
-              for (int64_t f = f0; f < f1; ++f) {
-                accumulate(terms + f * (most_terms + 1), counts[f], from + kh * band.tap_h + at,
-                           length, sums + f * patch + kh * row + at);
-              }
+          for (const Piece* piece = pieces; piece < pieces + cut.count(); ++piece) {
+            for (int64_t f = f0; f < f1; ++f) {
+              piece->add(terms + f * (most_terms + 1), counts[f],
+                         from + piece->row * band.tap_h + piece->column, band.tap_h,
+                         sums + f * patch + piece->row * row + piece->column, row, piece->last);
             }
           }
         }
