@@ -180,21 +180,22 @@ struct Source {
   int64_t h, w, c;
 };
 
-// The transforms of the square of pixels whose first one is (row, col) of an image, for all
-// channels. place(c) is where element (0, 0) of the vector of channels from c on goes; the others
-// follow, each a step further.
+// The transforms of the square of pixels whose first one is (row, col) of an image, for channels
+// [begin, end). place(c) is where element (0, 0) of the vector of channels from c on goes; the
+// others follow, each a step further.
 template <bool masked, class Transform, class Place>
 void transform_pixels(Transform transform, const Source& source, int64_t image, int64_t row,
-                      int64_t col, const Place& place, int64_t step) {
+                      int64_t col, const Place& place, int64_t step, int64_t begin, int64_t end) {
   constexpr int In = Transform::in;
   const int64_t pixel = source.c, line = source.w * pixel;
   const int64_t origin = ((image * source.h + row) * source.w + col) * pixel;
   const float* const data = source.data + origin;
   const float* const mask = masked ? source.mask + origin : nullptr;
   const bool inside = row >= 0 && col >= 0 && row + In <= source.h && col + In <= source.w;
-  int64_t c = 0;
+  end = min(end, pixel);
+  int64_t c = begin;
   if (inside) {
-    for (; c + lanes <= pixel; c += lanes) {
+    for (; c + lanes <= end; c += lanes) {
       const auto read_row = [=](int i, vec(&values)[In]) {
         const int64_t at = i * line + c;
 #pragma GCC unroll 6
@@ -216,8 +217,8 @@ void transform_pixels(Transform transform, const Source& source, int64_t image, 
     }
   }
   const int64_t left = max(0, -col), right = min(In, source.w - col);
-  for (; c < pixel; c += lanes) {
-    const int64_t channels = min(lanes, pixel - c);
+  for (; c < end; c += lanes) {
+    const int64_t channels = min(lanes, end - c);
     const auto read_row = [=](int i, vec(&values)[In]) {
       const bool row_inside = row + i >= 0 && row + i < source.h;
 #pragma GCC unroll 6
@@ -235,11 +236,11 @@ void transform_pixels(Transform transform, const Source& source, int64_t image, 
 
 template <class Transform, class Place>
 void transform_patch(Transform transform, const Source& source, int64_t image, int64_t row,
-                     int64_t col, const Place& place, int64_t step) {
+                     int64_t col, const Place& place, int64_t step, int64_t begin, int64_t end) {
   if (source.mask != nullptr) {
-    transform_pixels<true>(transform, source, image, row, col, place, step);
+    transform_pixels<true>(transform, source, image, row, col, place, step, begin, end);
   } else {
-    transform_pixels<false>(transform, source, image, row, col, place, step);
+    transform_pixels<false>(transform, source, image, row, col, place, step, begin, end);
   }
 }
 
@@ -390,7 +391,7 @@ void run(const Convolution& conv) {
       float* const to = v + t * depth_row;
       const auto place = [=](int64_t c) { return to + c; };
       const int64_t row = tile.row - conv.pad_top, col = tile.col - conv.pad_left;
-      transform_patch(InputTransform(), conv.source, tile.image, row, col, place, v_step);
+      transform_patch(InputTransform(), conv.source, tile.image, row, col, place, v_step, 0, depth);
     }
 
     ProductTile product{};
@@ -540,8 +541,11 @@ void conv2d_winograd_backward_data(const Conv2dShape& s, Activation activation, 
 
 namespace {
 
-// Bytes of V and of the transformed dy that a stage has; they are shared by all threads.
-constexpr int64_t stage_bytes = 6 << 20;
+// A stage of tiles is transformed, then multiplied: V and the transformed dy of a thread's stage
+// should stay in its second-level cache, but every sum must be worth loading and storing.
+constexpr int64_t stage_bytes = 768 << 10, least_stage = 48;
+// Every chunk of the batch has sums of its own; so many bytes all together.
+constexpr int64_t max_chunks = 16, sums_bytes = 8 << 20;
 // The plane of the point 1 along both axes, where the transformed dy is the sum of the tile's.
 constexpr int64_t plane_of_sums = side + 1;
 
@@ -556,89 +560,109 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
                          .h = s.oh,
                          .w = s.ow,
                          .c = s.oc};
-  const int64_t depth = padded_features(s.c), width = padded_features(s.oc);
-  const int64_t oc = s.oc, panels = panel_count(oc);
-  const int64_t tile_bytes = planes * (depth + width) * float_bytes;
-  const int64_t stage = max(1, min(tiles.count, max(2 * max_tile_rows, stage_bytes / tile_bytes)));
+  const int64_t oc = s.oc, panels = panel_count(oc), width = padded_features(oc);
+  // An odd number of cache lines, so that a column of V meets all sets of the cache.
+  const int64_t depth = (ceil_div(s.c, cache_line) | 1) * cache_line;
   const int threads = num_threads();
 
-  // V: [plane][block of channels][tile][lanes]; the gradient: [plane][panel][tile][panel's lanes];
-  // the sums: [plane][panel][channel][panel's lanes].
-  const int64_t v_step = plane_step(stage * depth), m_step = plane_step(stage * width);
-  const int64_t sum_step = plane_step(depth * width);
-  Scratch memory;
-  const int64_t v_at = memory.reserve<float>(planes * v_step);
-  const int64_t m_at = memory.reserve<float>(planes * m_step);
-  const int64_t sums_at = memory.reserve<float>(planes * sum_step);
-  const int64_t bias_at = memory.reserve<float>(width);
-  memory.allocate();
-  float* const v = memory.at<float>(v_at);
-  float* const m = memory.at<float>(m_at);
-  float* const sums = memory.at<float>(sums_at);
-  float* const bias = memory.at<float>(bias_at);
-  clear(bias, width);
-  if (tiles.count == 0) clear(sums, planes * sum_step);
+  const int64_t sum_step = plane_step(s.c * width);
+  const int64_t most_chunks = min(max_chunks, sums_bytes / (planes * sum_step * float_bytes));
+  const int64_t chunks = max(1, min(most_chunks, tiles.count / least_stage));
+  // Where the chunks are too few to go round, their panels are dealt out as well, which repeats the
+  // transforms of x.
+  const int64_t parts = min(panels, ceil_div(threads, chunks));
+  const int64_t part_width = min(width, ceil_div(panels, parts) * panel_lanes);
+  const int64_t tile_bytes = planes * (depth + width) * float_bytes;
+  const int64_t stage =
+      min(ceil_div(tiles.count, chunks), max(least_stage, stage_bytes / tile_bytes));
 
-  for (int64_t first = 0; first < tiles.count; first += stage) {
-    const int64_t count = min(stage, tiles.count - first);
-    constexpr int64_t tiles_per_item = 8;
-    parallel_for(threads, ceil_div(count, tiles_per_item), [&](int64_t item, int) {
-      const int64_t begin = item * tiles_per_item, end = min(begin + tiles_per_item, count);
-      TilePosition tile(tiles, first + begin);
-      for (int64_t t = begin; t < end; ++t, tile.advance(tiles)) {
-        float* const v_tile = v + t * lanes;
+  // V: [plane][tile][channel]; the gradient: [plane][panel][tile][panel's lanes]; the sums:
+  // [chunk][plane][panel][channel][panel's lanes].
+  const int64_t v_step = plane_step(stage * depth), m_step = plane_step(stage * part_width);
+  Scratch memory;
+  const int64_t v_at = memory.reserve<float>(threads * planes * v_step);
+  const int64_t m_at = memory.reserve<float>(threads * planes * m_step);
+  const int64_t sums_at = memory.reserve<float>(chunks * planes * sum_step);
+  const int64_t bias_at = memory.reserve<float>(chunks * width);
+  memory.allocate();
+  float* const all_sums = memory.at<float>(sums_at);
+  float* const all_bias = memory.at<float>(bias_at);
+  clear(all_bias, chunks * width);
+  if (tiles.count == 0) clear(all_sums, planes * sum_step);
+
+  parallel_for(threads, chunks * parts, [&](int64_t item, int worker) {
+    const int64_t chunk = item / parts;
+    const int64_t begin = part_begin(tiles.count, chunks, chunk);
+    const int64_t end = part_begin(tiles.count, chunks, chunk + 1);
+    const int64_t panel_begin = part_begin(panels, parts, item % parts);
+    const int64_t panel_end = part_begin(panels, parts, item % parts + 1);
+    const int64_t f_begin = panel_begin * panel_lanes, f_end = min(panel_end * panel_lanes, width);
+    float* const v = memory.at<float>(v_at) + worker * planes * v_step;
+    float* const m = memory.at<float>(m_at) + worker * planes * m_step;
+    float* const sums = all_sums + chunk * planes * sum_step;
+    float* const bias = all_bias + chunk * width;
+
+    for (int64_t first = begin; first < end; first += stage) {
+      const int64_t count = min(stage, end - first);
+      TilePosition tile(tiles, first);
+      for (int64_t t = 0; t < count; ++t, tile.advance(tiles)) {
+        float* const v_tile = v + t * depth;
         transform_patch(
             InputTransform(), x_source, tile.image, tile.row - s.pad_top, tile.col - s.pad_left,
-            [=](int64_t c) { return v_tile + c * count; }, v_step);
+            [=](int64_t c) { return v_tile + c; }, v_step, 0, s.c);
         const auto place = [=](int64_t f) {
           const int64_t panel = f / panel_lanes;
-          return m + panel * panel_lanes * count + t * panel_vectors(oc, panel) * lanes +
-                 f % panel_lanes;
+          return m + (panel * panel_lanes - f_begin) * count +
+                 t * panel_vectors(oc, panel) * lanes + f % panel_lanes;
         };
         transform_patch(GradientTransform(), dy_source, tile.image, tile.row, tile.col, place,
-                        m_step);
+                        m_step, f_begin, f_end);
       }
-    });
 
-    parallel_for(threads, planes * panels, [&](int64_t item, int) {
-      const int64_t plane = item / panels, panel = item % panels;
-      const int64_t vectors = panel_vectors(s.oc, panel);
-      const float* const gradient = m + plane * m_step + panel * panel_lanes * count;
-      if (plane == plane_of_sums) {
-        for (int64_t q = 0; q < vectors; ++q) {
-          float* const to = bias + panel * panel_lanes + q * lanes;
-          vec sum = zero();
-          for (int64_t t = 0; t < count; ++t) {
-            sum = add(sum, load(gradient + (t * vectors + q) * lanes));
+      TransposedTile product{};
+      product.a_row = depth;
+      product.depth = count;
+      product.overwrite = first == begin;
+      for (int64_t plane = 0; plane < planes; ++plane) {
+        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+          const int64_t vectors = panel_vectors(oc, panel);
+          product.b = m + plane * m_step + (panel * panel_lanes - f_begin) * count;
+          if (plane == plane_of_sums) {
+            for (int64_t q = 0; q < vectors; ++q) {
+              float* const to = bias + panel * panel_lanes + q * lanes;
+              vec sum = load(to);
+              for (int64_t t = 0; t < count; ++t) {
+                sum = add(sum, load(product.b + (t * vectors + q) * lanes));
+              }
+              store(to, sum);
+            }
           }
-          store(to, add(load(to), sum));
+          for_parts(s.c, ceil_div(s.c, tile_rows[vectors]), [&](int64_t c, int64_t rows) {
+            product.a = v + plane * v_step + c;
+            product.c = sums + plane * sum_step + panel * panel_lanes * s.c + c * vectors * lanes;
+            run_tile(product, vectors, rows);
+          });
         }
       }
-      WeightsTile tile{};
-      tile.x_pixel = lanes;
-      tile.dy = gradient;
-      tile.images = tile.rows = 1;
-      tile.features = vectors * lanes;
-      tile.pixels = count;
-      tile.overwrite = first == 0;
-      const int64_t row_tiles = ceil_div(s.c, tile_rows[vectors]);
-      for_parts(s.c, row_tiles, [&](int64_t c, int64_t rows) {
-        for (int64_t r = 0; r < rows; ++r) {
-          tile.x[r] = v + plane * v_step + (c + r) / lanes * lanes * count + (c + r) % lanes;
-          tile.dw[r] =
-              sums + plane * sum_step + panel * panel_lanes * depth + (c + r) * vectors * lanes;
-        }
-        run_tile(tile, vectors, rows);
-      });
-    });
-  }
+    }
+  });
 
+  // Add the chunks up, in their order.
+  parallel_ranges(planes * sum_step, 16 * 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += lanes) {
+      vec sum = load(all_sums + i);
+      for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+        sum = add(sum, load(all_sums + chunk * planes * sum_step + i));
+      }
+      store(all_sums + i, sum);
+    }
+  });
   parallel_for(threads, panels * s.c, [&](int64_t item, int) {
     const int64_t panel = item / s.c, c = item % s.c;
     const int64_t vectors = panel_vectors(s.oc, panel);
     for (int64_t q = 0; q < vectors; ++q) {
       const int64_t f = panel * panel_lanes + q * lanes;
-      const float* const from = sums + panel * panel_lanes * depth + (c * vectors + q) * lanes;
+      const float* const from = all_sums + panel * panel_lanes * s.c + (c * vectors + q) * lanes;
       const auto read_row = [&](int i, vec(&values)[side]) {
         for (int j = 0; j < side; ++j) values[j] = load(from + (i * side + j) * sum_step);
       };
@@ -649,7 +673,11 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
       }
     }
   });
-  for (int64_t f = 0; f < s.oc && db != nullptr; ++f) db[f] = bias[f];
+  for (int64_t f = 0; f < oc && db != nullptr; ++f) {
+    float sum = all_bias[f];
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += all_bias[chunk * width + f];
+    db[f] = sum;
+  }
 }
 
 }  // namespace pyconv::cpu::PYCONV_ISA

@@ -32,6 +32,15 @@ static inline int64_t padded_features(int64_t features) {
   return ceil_div(features, lanes) * lanes;
 }
 
+// Keeps the compiler from computing a pointer anew from others: it would need more registers.
+static inline void keep_in_register(const float*& p) {
+#ifdef __GNUC__
+  asm("" : "+r"(p));
+#else
+  (void)p;
+#endif
+}
+
 // ---------------------------------------------------------------------------------------------
 // Sums over taps and channels:  y[p, f] = bias[f] + sum_t sum_k x[p][t.x + k] * w[t.w + k, f]
 
@@ -185,8 +194,14 @@ static void compute(const ProductTile& tile) {
 #pragma GCC unroll 16
     for (int q = 0; q < Q; ++q) sum[p][q] = zero();
   }
+  // Every third row has a pointer, and an address is a pointer and none, one or two steps: there
+  // are fewer general registers than rows.
+  constexpr int stride = 3, pointers = (P + stride - 1) / stride;
+  const float* a[pointers];
+#pragma GCC unroll 16
+  for (int i = 0; i < pointers; ++i) a[i] = tile.a + i * stride * tile.a_row;
+  const int64_t a_row = tile.a_row;
   const float* b = tile.b;
-#pragma GCC unroll 4
   for (int64_t k = 0; k < tile.depth; ++k) {
     vec right[Q];
 #pragma GCC unroll 16
@@ -194,15 +209,62 @@ static void compute(const ProductTile& tile) {
     b += Q * lanes;
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
-      const vec value = broadcast(tile.a[p * tile.a_row + k]);
+      const vec value = broadcast(a[p / stride][p % stride * a_row]);
 #pragma GCC unroll 16
       for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, right[q], sum[p][q]);
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < pointers; ++i) keep_in_register(++a[i]);
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
     for (int q = 0; q < Q; ++q) store(tile.c + p * tile.c_row + q * lanes, sum[p][q]);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// A product of matrices, of which the first is transposed:  c[p, f] += sum_k a[k, p] * b[k, f]
+
+struct TransposedTile {
+  const float* a;  // [depth][a_row]
+  int64_t a_row;
+  const float* b;  // panel: [depth][Q * lanes]
+  int64_t depth;
+  float* c;        // [P][Q * lanes]
+  bool overwrite;  // start from zero instead of what c holds
+};
+
+template <int P, int Q>
+static void compute(const TransposedTile& tile) {
+  vec sum[P][Q];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) sum[p][q] = zero();
+  }
+  const float *a = tile.a, *b = tile.b;
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < tile.depth; ++k) {
+    vec right[Q];
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) right[q] = load(b + q * lanes);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      const vec value = broadcast(a[p]);
+#pragma GCC unroll 16
+      for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, right[q], sum[p][q]);
+    }
+    a += tile.a_row;
+    b += Q * lanes;
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) {
+      float* const c = tile.c + (p * Q + q) * lanes;
+      store(c, tile.overwrite ? sum[p][q] : add(load(c), sum[p][q]));
+    }
   }
 }
 
