@@ -21,6 +21,7 @@
 // chunks of the batch whose number depends on the shape only.
 #include "conv2d.hpp"
 #include "philox.hpp"
+#include "pool_windows.hpp"
 #include "tiles.hpp"
 
 namespace pyconv::cpu::PYCONV_ISA {
@@ -127,18 +128,21 @@ struct Pieces {
 };
 
 // Appends what counts of a pooled pixel to the terms of its features. Dead ones are written too,
-// and overwritten by the next: a branch here would be guessed wrong half of the time.
+// and overwritten by the next: a branch here would be guessed wrong half of the time. `rows` has a
+// row for each position, and four more for the dead; `pixel` is memory for a term a feature.
 inline void sort_by_feature(int64_t features, float scale, const float* __restrict dy,
                             const uint8_t* __restrict winner, const int32_t* __restrict rows,
-                            int64_t stride, Term* __restrict terms, int32_t* __restrict counts) {
-  for (int64_t f = 0; f < features; ++f) {
-    const int32_t count = counts[f];
-    const uint32_t k = winner[f];
-    Term& term = terms[f * stride + count];
-    term.row = rows[k & 3u];
-    term.value = dy[f] * scale;
-    counts[f] = count + (k < pool_dead ? 1 : 0);
+                            int64_t stride, Term* __restrict pixel, Term* __restrict terms,
+                            int32_t* __restrict counts) {
+  static_assert(sizeof(Term) == 8);
+  int64_t f = 0;
+  for (; f + lanes <= features; f += lanes) {
+    store_pairs(pixel + f, rows, winner + f, mul(load(dy + f), broadcast(scale)));
   }
+  for (; f < features; ++f) pixel[f] = {rows[winner[f] & 7], dy[f] * scale};
+  for (f = 0; f < features; ++f) terms[f * stride + counts[f]] = pixel[f];
+  for (f = 0; f + lanes <= features; f += lanes) count_below(counts + f, winner + f, pool_dead);
+  for (; f < features; ++f) counts[f] += winner[f] < pool_dead ? 1 : 0;
 }
 
 // Appends what counts of a pooled pixel to the terms of the four positions; `rows` is the step from
@@ -161,9 +165,12 @@ inline uint64_t sort_by_position(int64_t features, float scale, const float* __r
 // sum += the gradients that count.
 inline void add_alive(int64_t features, float scale, const float* __restrict dy,
                       const uint8_t* __restrict winner, float* __restrict sum) {
-  for (int64_t f = 0; f < features; ++f) {
-    sum[f] += winner[f] < pool_dead ? dy[f] * scale : 0.0f;
+  int64_t f = 0;
+  for (; f + lanes <= features; f += lanes) {
+    const vec alive = where_below(winner + f, pool_dead, mul(load(dy + f), broadcast(scale)));
+    store(sum + f, add(load(sum + f), alive));
   }
+  for (; f < features; ++f) sum[f] += winner[f] < pool_dead ? dy[f] * scale : 0.0f;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -317,6 +324,70 @@ void direct_pool(const ConvPoolShape& p, const float* x, const float* w, const f
   }
 }
 
+// ---------------------------------------------------------------------------------------------
+// 3x3 kernels, where vectors are wide: see pool_windows.hpp
+
+bool windows_pay(const ConvPoolShape& p) {
+  const Conv2dShape& s = p.conv;
+  return windows_fit_registers && s.kh == 3 && s.kw == 3 && s.stride_h == 1 && s.stride_w == 1 &&
+         s.dilation_h == 1 && s.dilation_w == 1 && s.c >= lanes;
+}
+
+void windows_backward_data(const ConvPoolShape& p, float scale, const float* dy,
+                           const uint8_t* winner, const float* w, float* dx) {
+  const Conv2dShape& s = p.conv;
+  Band band(p, 0, p.ph);
+  const bool in_place = band.inside(s);
+  if (in_place) band.use_lines_of(s);
+  const int threads = num_threads();
+  const int64_t slices = ceil_div(s.c, lanes);
+
+  Scratch memory;
+  const int64_t w_at = memory.reserve<float>(slices * s.oc * window_taps * lanes);
+  const int64_t band_size = in_place ? 0 : band.size();
+  const int64_t band_at = memory.reserve<float>(threads * band_size);
+  memory.allocate();
+
+  // [slice][feature][tap][lanes], with the gradients' scale.
+  float* const scaled = memory.at<float>(w_at);
+  parallel_for(threads, slices * s.oc, [&](int64_t item, int) {
+    const int64_t slice = item / s.oc, f = item % s.oc;
+    float* to = scaled + item * window_taps * lanes;
+    for (int64_t tap = 0; tap < window_taps; ++tap, to += lanes) {
+      for (int64_t l = 0; l < lanes; ++l) {
+        const int64_t c = slice * lanes + l;
+        to[l] = c < s.c ? w[(tap * s.c + c) * s.oc + f] * scale : 0.0f;
+      }
+    }
+  });
+
+  parallel_for(threads, s.n, [&](int64_t n, int worker) {
+    float* const image = dx + n * s.h * s.w * s.c;
+    float* const sums = in_place ? image : memory.at<float>(band_at) + worker * band_size;
+    clear(sums, in_place ? s.h * s.w * s.c : band_size);
+    float* const origin = in_place ? sums + (band.top * s.w + band.left) * s.c : sums;
+    WindowRow row{};
+    row.windows = p.pw;
+    row.window = s.oc;
+    row.line = band.line;
+    row.pixel = s.c;
+    for (int64_t f = 0; f < s.oc; f += window_features) {
+      row.features = min(window_features, s.oc - f);
+      for (int64_t slice = 0; slice < slices; ++slice) {
+        row.channels = min(lanes, s.c - slice * lanes);
+        row.weights = scaled + (slice * s.oc + f) * window_taps * lanes;
+        for (int64_t ph = 0; ph < p.ph; ++ph) {
+          const int64_t at = (n * p.ph + ph) * p.pw * s.oc + f;
+          row.dy = dy + at;
+          row.winner = winner + at;
+          add_windows(row, origin + 2 * ph * band.line + slice * lanes);
+        }
+      }
+    }
+    if (!in_place) copy_from_band(band, s, sums, image);
+  });
+}
+
 // Without branches, which random numbers would have guessed wrong.
 inline void drop_values(int64_t count, uint32_t last_dropped, float scale,
                         const uint32_t* __restrict random, float* __restrict y,
@@ -356,6 +427,10 @@ void conv2d_pool_backward_data(const ConvPoolShape& p, float scale, const float*
   if (s.n == 0) return;
   if (!sparse_pays(p)) {
     conv2d_backward_data(s, Activation::none, dense_gradient(p, scale, dy, winner), nullptr, w, dx);
+    return;
+  }
+  if (windows_pay(p)) {
+    windows_backward_data(p, scale, dy, winner, w, dx);
     return;
   }
   Band band(p, 0, p.ph);
@@ -431,7 +506,7 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
     return;
   }
   // Pooled rows are taken in bands whose part of x fits into the first-level cache.
-  constexpr int64_t band_bytes = 24 * 1024;
+  constexpr int64_t band_bytes = 40 * 1024;
   int64_t band_rows = p.ph;
   while (band_rows > 1 && Band(p, 0, band_rows).size() * float_bytes > band_bytes) {
     --band_rows;
@@ -453,6 +528,7 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
   const int64_t sums_at = memory.reserve<float>(chunks * s.oc * patch);
   const int64_t bias_at = memory.reserve<float>(chunks * s.oc);
   const int64_t terms_at = memory.reserve<Term>(threads * part * (most_terms + 1));
+  const int64_t pixel_at = memory.reserve<Term>(threads * part);
   const int64_t counts_at = memory.reserve<int32_t>(threads * part);
   const int64_t band_size = Band(p, 0, band_rows).size();
   const int64_t band_at = memory.reserve<float>(threads * band_size);
@@ -474,6 +550,7 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
     clear(sums, features * patch);
     clear(bias, features);
     Term* const terms = memory.at<Term>(terms_at) + worker * part * (most_terms + 1);
+    Term* const pixel = memory.at<Term>(pixel_at) + worker * part;
     int32_t* const counts = memory.at<int32_t>(counts_at) + worker * part;
     float* const copied = memory.at<float>(band_at) + worker * band_size;
 
@@ -499,10 +576,10 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
           for (int64_t pw = 0; pw < p.pw; ++pw) {
             const int64_t at = ((n * p.ph + begin + ph) * p.pw + pw) * s.oc + first;
             const int32_t origin = static_cast<int32_t>(2 * (ph * band.step_h + pw * band.step_w));
-            int32_t rows_of[pool_dead];
+            int32_t rows_of[2 * pool_dead] = {};
             for (int k = 0; k < pool_dead; ++k) rows_of[k] = origin + offsets[k];
-            sort_by_feature(features, scale, dy + at, winner + at, rows_of, most_terms + 1, terms,
-                            counts);
+            sort_by_feature(features, scale, dy + at, winner + at, rows_of, most_terms + 1, pixel,
+                            terms, counts);
             add_alive(features, scale, dy + at, winner + at, bias);
           }
         }
@@ -523,14 +600,16 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
   });
 
   // Add the chunks up, in their order, and exchange the axes.
-  parallel_for(threads, s.kh * s.kw, [&](int64_t tap, int) {
-    for (int64_t c = 0; c < s.c; ++c) {
-      for (int64_t f = 0; f < s.oc; ++f) {
-        const float* from = all_sums + f * patch + tap * s.c + c;
-        float sum = from[0];
-        for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += from[chunk * s.oc * patch];
-        dw[(tap * s.c + c) * s.oc + f] = sum;
-      }
+  const int64_t chunk_size = s.oc * patch;
+  parallel_ranges(chunk_size, 4 * 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      const float* const from = all_sums + chunk * chunk_size;
+      for (int64_t i = begin; i < end; ++i) all_sums[i] += from[i];
+    }
+  });
+  parallel_ranges(patch, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t f = 0; f < s.oc; ++f) {
+      for (int64_t i = begin; i < end; ++i) dw[i * s.oc + f] = all_sums[f * patch + i];
     }
   });
   for (int64_t f = 0; f < s.oc && db != nullptr; ++f) {

@@ -65,6 +65,48 @@ static inline void store_bytes_n(uint8_t* p, vec v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = all[i];
 }
 
+static inline __m256i load_bytes(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+// Pairs {table[which[i]], v[i]} of 8 bytes each. The table has 8 entries; a byte beyond them takes
+// one of them, or 0.
+static inline void store_pairs(void* to, const int32_t* table, const uint8_t* which, vec v) {
+  const __m256i choices = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
+  const __m256i numbers = _mm256_permutevar8x32_epi32(choices, load_bytes(which));
+  const __m256i floats = _mm256_castps_si256(v);
+  const __m256i low = _mm256_unpacklo_epi32(numbers, floats);  // pairs 0, 1, 4, 5
+  const __m256i high = _mm256_unpackhi_epi32(numbers, floats);
+  __m256i* const pairs = static_cast<__m256i*>(to);
+  _mm256_storeu_si256(pairs, _mm256_permute2x128_si256(low, high, 0x20));
+  _mm256_storeu_si256(pairs + 1, _mm256_permute2x128_si256(low, high, 0x31));
+}
+static inline __m256i below(const uint8_t* which, uint8_t limit) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(limit), load_bytes(which));
+}
+// v where which[i] < limit, else 0.
+static inline vec where_below(const uint8_t* which, uint8_t limit, vec v) {
+  return _mm256_and_ps(_mm256_castsi256_ps(below(which, limit)), v);
+}
+// counts[i] += which[i] < limit
+static inline void count_below(int32_t* counts, const uint8_t* which, uint8_t limit) {
+  __m256i* const at = reinterpret_cast<__m256i*>(counts);
+  _mm256_storeu_si256(at, _mm256_sub_epi32(_mm256_loadu_si256(at), below(which, limit)));
+}
+
+// Bit i: whether p[i] is value, for i < n <= 64.
+static inline uint64_t bytes_equal(const uint8_t* p, int64_t n, uint8_t value) {
+  const __m256i wanted = _mm256_set1_epi8(static_cast<char>(value));
+  uint64_t bits = 0;
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i));
+    const int equal = _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, wanted));
+    bits |= static_cast<uint64_t>(static_cast<uint32_t>(equal)) << i;
+  }
+  for (; i < n; ++i) bits |= static_cast<uint64_t>(p[i] == value) << i;
+  return bits;
+}
+
 // Vectors of 64-bit integers.
 using wide = __m256i;
 constexpr int wide_lanes = 4;

@@ -64,6 +64,43 @@ static inline void store_bytes_n(uint8_t* p, vec v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = all[i];
 }
 
+// Pairs {table[which[i]], v[i]} of 8 bytes each. The table has 8 entries; a byte beyond them takes
+// one of them, or 0.
+static inline void store_pairs(void* to, const int32_t* table, const uint8_t* which, vec v) {
+  const __m512i choices = _mm512_maskz_broadcast_i64x4(
+      0x0f, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)));
+  const __m512i index =
+      _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(which)));
+  const __m512i numbers = _mm512_maskz_permutexvar_epi32(0xffff, index, choices);
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  const __m512i floats = _mm512_castps_si512(v);
+  _mm512_storeu_si512(to, _mm512_permutex2var_epi32(numbers, low, floats));
+  _mm512_storeu_si512(static_cast<char*>(to) + 64,
+                      _mm512_permutex2var_epi32(numbers, high, floats));
+}
+static inline __mmask16 below(const uint8_t* which, uint8_t limit) {
+  return _mm_cmplt_epu8_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(which)),
+                             _mm_set1_epi8(static_cast<char>(limit)));
+}
+// v where which[i] < limit, else 0.
+static inline vec where_below(const uint8_t* which, uint8_t limit, vec v) {
+  return _mm512_maskz_mov_ps(below(which, limit), v);
+}
+// counts[i] += which[i] < limit
+static inline void count_below(int32_t* counts, const uint8_t* which, uint8_t limit) {
+  const __m512i old = _mm512_loadu_si512(counts);
+  _mm512_storeu_si512(counts,
+                      _mm512_mask_add_epi32(old, below(which, limit), old, _mm512_set1_epi32(1)));
+}
+
+// Bit i: whether p[i] is value, for i < n <= 64.
+static inline uint64_t bytes_equal(const uint8_t* p, int64_t n, uint8_t value) {
+  const __mmask64 some = ~uint64_t{0} >> (64 - n);
+  return _mm512_mask_cmpeq_epi8_mask(some, _mm512_maskz_loadu_epi8(some, p),
+                                     _mm512_set1_epi8(static_cast<char>(value)));
+}
+
 // Vectors of 64-bit integers. Masked forms where GCC 12 warns falsely about the plain ones.
 using wide = __m512i;
 constexpr int wide_lanes = 8;

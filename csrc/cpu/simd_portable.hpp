@@ -127,4 +127,30 @@ static inline wide wide_join(wide a, wide b) {
   return {{low_half(a.lane[0]) | b.lane[0] << 32, low_half(a.lane[1]) | b.lane[1] << 32}};
 }
 
+// Pairs {table[which[i]], v[i]} of 8 bytes each. The table has 8 entries; a byte beyond them takes
+// one of them, or 0.
+static inline void store_pairs(void* to, const int32_t* table, const uint8_t* which, vec v) {
+  struct Pair {
+    int32_t number;
+    float value;
+  };
+  for (int i = 0; i < lanes; ++i) static_cast<Pair*>(to)[i] = {table[which[i] & 7], v[i]};
+}
+// v where which[i] < limit, else 0.
+static inline vec where_below(const uint8_t* which, uint8_t limit, vec v) {
+  for (int i = 0; i < lanes; ++i) v[i] = which[i] < limit ? v[i] : 0.0f;
+  return v;
+}
+// counts[i] += which[i] < limit
+static inline void count_below(int32_t* counts, const uint8_t* which, uint8_t limit) {
+  for (int i = 0; i < lanes; ++i) counts[i] += which[i] < limit ? 1 : 0;
+}
+
+// Bit i: whether p[i] is value, for i < n <= 64.
+static inline uint64_t bytes_equal(const uint8_t* p, int64_t n, uint8_t value) {
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < n; ++i) bits |= static_cast<uint64_t>(p[i] == value) << i;
+  return bits;
+}
+
 }  // namespace pyconv::cpu::PYCONV_ISA
