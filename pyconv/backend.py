@@ -321,7 +321,8 @@ def set_math_mode(mode: str) -> None:
     Args:
         mode: "fp32": the fastest in float32, on the CPU by Winograd's algorithm where that pays;
             "direct", CPU only: product by product, as defined, with the smallest rounding errors;
-            "winograd", CPU only: Winograd's algorithm in all 3x3 convolutions that it fits;
+            "winograd4" and "winograd6", CPU only: Winograd's algorithm, with tiles of 4x4 or 6x6
+            outputs, in all 3x3 convolutions that it fits;
             "tf32", CUDA only: factors rounded to 10 bits of mantissa, on tensor cores, in 3x3
             convolutions and their data gradients. The default is `PYCONV_MATH_MODE`'s, else
             "fp32".

@@ -373,46 +373,33 @@ def adam_step(w, dw, m, v, step, learning_rate, beta_1=0.9, beta_2=0.999, epsilo
     return w - m * alpha / (np.sqrt(v) + epsilon), m, v
 
 
-# ------------------------------------------------------------------------- Winograd's F(4x4, 3x3)
+# ------------------------------------------------------------ Winograd's F(4x4, 3x3), F(6x6, 3x3)
 #
-# A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks" (2016): 4x4 outputs are
-# A^T [(G w G^T) * (B^T x B)] A, x being the 6x6 patch under them. The kernels' rounding errors are
-# bounded by the same sums with absolute values everywhere, so all of this takes a function that is
-# applied to matrices and arrays first: abs, or none.
+# A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks" (2016): m x m outputs are
+# A^T [(G w G^T) * (B^T x B)] A, x being the patch under them, m + 2 pixels on a side. The kernels'
+# rounding errors are bounded by the same sums with absolute values everywhere, so all of this takes
+# a function that is applied to matrices and arrays first: abs, or none.
 
-WINOGRAD_B = np.array(
-    [
-        [4, 0, 0, 0, 0, 0],
-        [0, -4, 4, -2, 2, 4],
-        [-5, -4, -4, -1, -1, 0],
-        [0, 1, -1, 2, -2, -5],
-        [1, 1, 1, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ],
-    np.float64,
-)
-WINOGRAD_G = np.array(
-    [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ]
-)
-WINOGRAD_A = np.array(
-    [[1, 0, 0, 0], [1, 1, 1, 1], [1, -1, 1, -1], [1, 2, 4, 8], [1, -2, 4, -8], [0, 0, 0, 1]],
-    np.float64,
-)
-WINOGRAD_ROUNDINGS = 22  # of the transforms of both factors and of the result, and the bias
+WINOGRAD_POINTS = {4: (0, 1, -1, 2, -2), 6: (0, 1, -1, 2, -2, 1 / 2, -1 / 2)}  # and infinity
+WINOGRAD_ROUNDINGS = 24  # of the transforms of both factors and of the result, and the bias
 
 
-def winograd_tiles(x, pads, out, size, step):
+def winograd_matrices(m) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A [point, output], B [input, point] and G [point, tap], by the algorithm of Toom and Cook: a
+    polynomial's values at the points, and its interpolation from them."""
+    points = WINOGRAD_POINTS[m]
+    a = [[p**i for i in range(m)] for p in points] + [[0] * (m - 1) + [1]]
+    others = [[q for q in points if q != p] for p in points]
+    b = [np.append(np.poly(rest)[::-1], 0) for rest in others] + [np.poly(points)[::-1]]
+    g = [[p**i / np.prod(p - np.array(rest)) for i in range(3)] for p, rest in zip(points, others)]
+    return np.array(a, np.float64), np.array(b, np.float64).T, np.array([*g, [0, 0, 1]])
+
+
+def winograd_tiles(x, pads, out, m, size, step):
     """The squares of `size` pixels that begin every `step` pixels: [n, rows, columns, i, j, c]."""
-    rows, columns = -(-out[0] // 4), -(-out[1] // 4)
+    rows, columns = -(-out[0] // m), -(-out[1] // m)
     (top, _), (left, _) = pads
-    padded = np.zeros((x.shape[0], 4 * rows + size, 4 * columns + size, x.shape[3]))
+    padded = np.zeros((x.shape[0], m * rows + size, m * columns + size, x.shape[3]))
     part = x[:, : padded.shape[1] - top, : padded.shape[2] - left]
     padded[:, top : top + part.shape[1], left : left + part.shape[2]] = part
     tiles = np.zeros((x.shape[0], rows, columns, size, size, x.shape[3]))
@@ -422,37 +409,39 @@ def winograd_tiles(x, pads, out, size, step):
     return tiles
 
 
-def winograd_conv2d(x, w, b=None, padding="valid", of=np.asarray) -> np.ndarray:
+def winograd_conv2d(m, x, w, b=None, padding="valid", of=np.asarray) -> np.ndarray:
     """conv2d with a 3x3 kernel and strides of 1."""
     x, w = of(np.asarray(x, np.float64)), of(np.asarray(w, np.float64))
+    a, bt, g = map(of, winograd_matrices(m))
     *_, pads, out = conv_geometry(x.shape, w.shape, 1, padding, 1, 1)
-    tiles = winograd_tiles(x, pads, out, 6, 4)
-    v = np.einsum("ip,jq,nrsijc->nrspqc", of(WINOGRAD_B), of(WINOGRAD_B), tiles)
-    u = np.einsum("pi,qj,ijcf->pqcf", of(WINOGRAD_G), of(WINOGRAD_G), w)
-    m = np.einsum("nrspqc,pqcf->nrspqf", v, u)
-    y = np.einsum("pi,qj,nrspqf->nrisjf", of(WINOGRAD_A), of(WINOGRAD_A), m)
+    tiles = winograd_tiles(x, pads, out, m, m + 2, m)
+    v = np.einsum("ip,jq,nrsijc->nrspqc", bt, bt, tiles, optimize=True)
+    u = np.einsum("pi,qj,ijcf->pqcf", g, g, w)
+    products = np.einsum("nrspqc,pqcf->nrspqf", v, u, optimize=True)
+    y = np.einsum("pi,qj,nrspqf->nrisjf", a, a, products, optimize=True)
     n, rows, _, columns, _, f = y.shape
-    y = y.reshape(n, 4 * rows, 4 * columns, f)[:, : out[0], : out[1]]
+    y = y.reshape(n, m * rows, m * columns, f)[:, : out[0], : out[1]]
     return y if b is None else y + of(b)
 
 
-def winograd_backward_data(dy, w, x_shape, padding="valid", of=np.asarray) -> np.ndarray:
+def winograd_backward_data(m, dy, w, x_shape, padding="valid", of=np.asarray) -> np.ndarray:
     """The convolution of dy with the flipped kernel; the padding is at most 2."""
     *_, pads, _ = conv_geometry(x_shape, w.shape, 1, padding, 1, 1)
     flipped = np.asarray(w)[::-1, ::-1].transpose(0, 1, 3, 2)
-    return winograd_conv2d(dy, flipped, None, tuple((2 - a, 2 - b) for a, b in pads), of)
+    return winograd_conv2d(m, dy, flipped, None, tuple((2 - a, 2 - b) for a, b in pads), of)
 
 
-def winograd_backward_weights(dy, x, padding="valid", of=np.asarray) -> np.ndarray:
+def winograd_backward_weights(m, dy, x, padding="valid", of=np.asarray) -> np.ndarray:
     """dw, by the transposed algorithm."""
     x, dy = of(np.asarray(x, np.float64)), of(np.asarray(dy, np.float64))
+    a, bt, g = map(of, winograd_matrices(m))
     *_, pads, out = conv_geometry(x.shape, (3, 3, x.shape[3], dy.shape[3]), 1, padding, 1, 1)
-    tiles = winograd_tiles(x, pads, out, 6, 4)
-    v = np.einsum("ip,jq,nrsijc->nrspqc", of(WINOGRAD_B), of(WINOGRAD_B), tiles)
-    gradients = winograd_tiles(dy, ((0, 0), (0, 0)), out, 4, 4)
-    m = np.einsum("pi,qj,nrsijf->nrspqf", of(WINOGRAD_A), of(WINOGRAD_A), gradients)
-    u = np.einsum("nrspqc,nrspqf->pqcf", v, m)
-    return np.einsum("pi,qj,pqcf->ijcf", of(WINOGRAD_G), of(WINOGRAD_G), u)
+    tiles = winograd_tiles(x, pads, out, m, m + 2, m)
+    v = np.einsum("ip,jq,nrsijc->nrspqc", bt, bt, tiles, optimize=True)
+    gradients = winograd_tiles(dy, ((0, 0), (0, 0)), out, m, m, m)
+    products = np.einsum("pi,qj,nrsijf->nrspqf", a, a, gradients, optimize=True)
+    u = np.einsum("nrspqc,nrspqf->pqcf", v, products, optimize=True)
+    return np.einsum("pi,qj,pqcf->ijcf", g, g, u)
 
 
 # -------------------------------------------------------------------------------------- comparisons

@@ -33,9 +33,11 @@ CASES += (
 all_cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 
 
-@pytest.fixture(autouse=True)
-def winograd(math_mode):
-    math_mode("winograd")
+@pytest.fixture(autouse=True, params=[4, 6], ids=["F4", "F6"])
+def m(request, math_mode):
+    """The side of a tile of outputs."""
+    math_mode(f"winograd{request.param}")
+    return request.param
 
 
 def pads(case: ConvCase) -> tuple:
@@ -43,45 +45,45 @@ def pads(case: ConvCase) -> tuple:
     return sides
 
 
-def assert_gradients(case, got, expected, dense_dy, x, w, more=0) -> None:
+def assert_gradients(m, case, got, expected, dense_dy, x, w, more=0) -> None:
     """dx, dw and db of the dense gradient are within their bounds."""
     dx, dw, db = got
     n, oh, ow, f = dense_dy.shape
     if np.max(pads(case)) <= 2:
-        size = reference.winograd_backward_data(dense_dy, w, case.x, case.padding, of=np.abs)
+        size = reference.winograd_backward_data(m, dense_dy, w, case.x, case.padding, of=np.abs)
         bound = sum_bound(f + WINOGRAD_ROUNDINGS + more, size)
     else:  # with more padding it is computed directly
         size = reference.conv2d_backward_data(np.abs(dense_dy), np.abs(w), case.x, **case.geometry)
         bound = sum_bound(9 * f + more, size)
     assert_within(dx, expected[0], bound, f"dx {case}")
-    tiles = n * -(-oh // 4) * -(-ow // 4)
-    size = reference.winograd_backward_weights(dense_dy, x, case.padding, of=np.abs)
+    tiles = n * -(-oh // m) * -(-ow // m)
+    size = reference.winograd_backward_weights(m, dense_dy, x, case.padding, of=np.abs)
     assert_within(dw, expected[1], sum_bound(tiles + WINOGRAD_ROUNDINGS + more, size), f"dw {case}")
     size = np.abs(dense_dy).sum((0, 1, 2))
     assert_within(db, expected[2], sum_bound(n * oh * ow + more, size), f"db {case}")
 
 
 @all_cases
-def test_the_reference_algorithm_is_convolution(case):
+def test_the_reference_algorithm_is_convolution(m, case):
     x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
     y = reference.conv2d(x, w, b, **case.geometry)
-    np.testing.assert_allclose(reference.winograd_conv2d(x, w, b, case.padding), y, atol=1e-10)
+    np.testing.assert_allclose(reference.winograd_conv2d(m, x, w, b, case.padding), y, atol=1e-10)
     dy = reals("dy", y.shape)
     dx, dw, _ = reference.conv2d_backward(dy, x, w, **case.geometry)
-    got = reference.winograd_backward_weights(dy, x, case.padding)
+    got = reference.winograd_backward_weights(m, dy, x, case.padding)
     np.testing.assert_allclose(got, dw, atol=1e-10)
     if np.max(pads(case)) <= 2:
-        got = reference.winograd_backward_data(dy, w, case.x, case.padding)
+        got = reference.winograd_backward_data(m, dy, w, case.x, case.padding)
         np.testing.assert_allclose(got, dx, atol=1e-10)
 
 
 @all_cases
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_reals_are_within_the_rounding_bound(isa, case, activation):
+def test_reals_are_within_the_rounding_bound(isa, m, case, activation):
     x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
     y = kernels.conv2d(x, w, b, **case.geometry, activation=activation)
     expected = reference.conv2d(x, w, b, **case.geometry, activation=activation)
-    size = reference.winograd_conv2d(x, w, b, case.padding, of=np.abs)
+    size = reference.winograd_conv2d(m, x, w, b, case.padding, of=np.abs)
     assert_within(y, expected, sum_bound(case.w[2] + WINOGRAD_ROUNDINGS, size), f"y {case}")
 
     dy = reals("dy", y.shape)
@@ -90,18 +92,18 @@ def test_reals_are_within_the_rounding_bound(isa, case, activation):
     got = kernels.conv2d_backward(dy, x, w, **options)
     expected = reference.conv2d_backward(dy, x, w, **options)
     dense = dy * (mask > 0) if activation else dy
-    assert_gradients(case, got, expected, dense, x, w)
+    assert_gradients(m, case, got, expected, dense, x, w)
 
 
 @all_cases
-def test_pooled_reals_are_within_the_rounding_bound(isa, case):
+def test_pooled_reals_are_within_the_rounding_bound(isa, m, case):
     x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
     convolved = reference.conv2d(x, w, b, **case.geometry)
     if min(convolved.shape[1:3]) < 2:
         pytest.skip("the output is smaller than a pooling window")
     y, winner = kernels.conv2d_pool(x, w, b, **case.geometry, rate=0.3, seed=3)
     expected, _ = reference.conv2d_pool(x, w, b, 0.3, 3, **case.geometry)
-    size = reference.winograd_conv2d(x, w, b, case.padding, of=np.abs)
+    size = reference.winograd_conv2d(m, x, w, b, case.padding, of=np.abs)
     bound = sum_bound(case.w[2] + WINOGRAD_ROUNDINGS + 2, reference.max_pool2d(size)[0] / 0.7)
     assert_within(y, expected, bound, f"y {case}")
     assert ((winner == 4) == (y == 0)).all()
@@ -118,7 +120,7 @@ def test_pooled_reals_are_within_the_rounding_bound(isa, case):
     expected = reference.conv2d_pool_backward(dy, winner, x, w, 0.3, **case.geometry)
     dense = reference.conv2d_pool_gradient(dy, winner, convolved.shape, 0.3)
     # Dropout's factor and product come on top.
-    assert_gradients(case, got, expected, dense, x, w, more=2)
+    assert_gradients(m, case, got, expected, dense, x, w, more=2)
 
 
 @all_cases
@@ -167,8 +169,9 @@ def test_empty_batch(isa):
     assert y.shape == (0, 4, 4, 8) and dx.shape == x.shape and not dw.any() and not db.any()
 
 
-def test_the_default_takes_it_where_it_pays(isa, math_mode):
-    x, w = reals("x", (8, 18, 18, 32)), reals("w", (3, 3, 32, 32))
+def test_the_default_takes_it_where_it_pays(isa, m, math_mode):
+    side = {4: 16, 6: 30}[m] + 2  # without a remainder
+    x, w = reals("x", (8, side, side, 32)), reals("w", (3, 3, 32, 32))
     winograd = kernels.conv2d(x, w)
     math_mode("fp32")
     assert_same_bits(kernels.conv2d(x, w), winograd)

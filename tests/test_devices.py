@@ -172,7 +172,7 @@ def test_an_array_of_another_device_is_refused_with_the_remedy():
 
 def test_math_modes_of_the_cpu():
     pyconv.set_device("cpu")
-    for mode in ("direct", "winograd", "fp32"):
+    for mode in ("direct", "winograd4", "winograd6", "fp32"):
         pyconv.set_math_mode(mode)
         assert pyconv.get_math_mode() == mode
     for mode in ("tf32", "FP32", ""):
@@ -307,7 +307,7 @@ class TestMathMode:
     def test_on_the_cpu(self, no_cuda):
         pyconv.set_math_mode("fp32")
         assert pyconv.get_math_mode() == "fp32"
-        with pytest.raises(ValueError, match="'winograd' on the device 'cpu'. .*'tf32'"):
+        with pytest.raises(ValueError, match="'winograd6' on the device 'cpu'. .*'tf32'"):
             pyconv.set_math_mode("tf32")
 
     def test_on_cuda(self, cuda):

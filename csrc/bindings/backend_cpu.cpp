@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <string>
 
 #include "../cpu/dispatch.hpp"
@@ -32,17 +33,19 @@ double measure_peak(double seconds) {
   return best;
 }
 
-constexpr const char* math_modes[] = {"fp32", "direct", "winograd"};  // as in cpu::MathMode
+// As in cpu::MathMode.
+constexpr const char* math_modes[] = {"fp32", "direct", "winograd4", "winograd6"};
 
 void set_math_mode(const std::string& mode) {
-  for (int i = 0; i < 3; ++i) {
+  for (size_t i = 0; i < std::size(math_modes); ++i) {
     if (mode != math_modes[i]) continue;
     cpu::set_math_mode(static_cast<cpu::MathMode>(i));
     return;
   }
   throw py::value_error(
-      "math_mode: expected 'fp32', 'direct' or 'winograd' on the device 'cpu'. Received: '" + mode +
-      "'.");
+      "math_mode: expected 'fp32', 'direct', 'winograd4' or 'winograd6' on the device 'cpu'. "
+      "Received: '" +
+      mode + "'.");
 }
 
 void set_num_threads(int64_t count) {

@@ -15,8 +15,8 @@ namespace pyconv::cpu::PYCONV_ISA {
 
 void conv2d(const Conv2dShape& s, Activation activation, const float* x, const float* w,
             const float* b, float* y) {
-  if (winograd_pays(s, s.oh, s.ow)) {
-    conv2d_winograd(s, activation, x, w, b, y);
+  if (const int side = winograd_side(s, s.oh, s.ow); side > 0) {
+    conv2d_winograd(side, s, activation, x, w, b, y);
   } else {
     conv2d_direct(s, activation, x, w, b, y);
   }
@@ -24,8 +24,8 @@ void conv2d(const Conv2dShape& s, Activation activation, const float* x, const f
 
 void conv2d_backward_data(const Conv2dShape& s, Activation activation, const float* dy,
                           const float* y, const float* w, float* dx) {
-  if (winograd_pays_backward_data(s)) {
-    conv2d_winograd_backward_data(s, activation, dy, y, w, dx);
+  if (const int side = winograd_side_backward_data(s); side > 0) {
+    conv2d_winograd_backward_data(side, s, activation, dy, y, w, dx);
   } else {
     conv2d_direct_backward_data(s, activation, dy, y, w, dx);
   }
@@ -33,8 +33,8 @@ void conv2d_backward_data(const Conv2dShape& s, Activation activation, const flo
 
 void conv2d_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
                              const float* y, const float* x, float* dw, float* db) {
-  if (winograd_pays_backward_weights(s)) {
-    conv2d_winograd_backward_weights(s, activation, dy, y, x, dw, db);
+  if (const int side = winograd_side_backward_weights(s); side > 0) {
+    conv2d_winograd_backward_weights(side, s, activation, dy, y, x, dw, db);
   } else {
     conv2d_direct_backward_weights(s, activation, dy, y, x, dw, db);
   }

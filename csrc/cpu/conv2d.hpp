@@ -30,18 +30,20 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
 
 // conv2d_winograd.cpp: 3x3 with strides, dilation and groups of 1.
 bool winograd_fits(const Conv2dShape& s);
-// Whether it is to be used: where it fits and is expected to be faster than the direct algorithm,
-// or as the math mode says. Forward for the first `rows` rows and `cols` columns of the output.
-bool winograd_pays(const Conv2dShape& s, int64_t rows, int64_t cols);
-bool winograd_pays_backward_data(const Conv2dShape& s);
-bool winograd_pays_backward_weights(const Conv2dShape& s);
-void conv2d_winograd(const Conv2dShape& s, Activation activation, const float* x, const float* w,
-                     const float* b, float* y);
-void conv2d_winograd_pool(const ConvPoolShape& s, const float* x, const float* w, const float* b,
-                          float* y, uint8_t* winner);
-void conv2d_winograd_backward_data(const Conv2dShape& s, Activation activation, const float* dy,
-                                   const float* y, const float* w, float* dx);
-void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
-                                      const float* y, const float* x, float* dw, float* db);
+// The side of the tiles of outputs to use it with, 4 or 6, where it fits and is expected to be
+// faster than the direct algorithm, or as the math mode says; else 0. Forward for the first `rows`
+// rows and `cols` columns of the output.
+int winograd_side(const Conv2dShape& s, int64_t rows, int64_t cols);
+int winograd_side_backward_data(const Conv2dShape& s);
+int winograd_side_backward_weights(const Conv2dShape& s);
+void conv2d_winograd(int tile_side, const Conv2dShape& s, Activation activation, const float* x,
+                     const float* w, const float* b, float* y);
+void conv2d_winograd_pool(int tile_side, const ConvPoolShape& s, const float* x, const float* w,
+                          const float* b, float* y, uint8_t* winner);
+void conv2d_winograd_backward_data(int tile_side, const Conv2dShape& s, Activation activation,
+                                   const float* dy, const float* y, const float* w, float* dx);
+void conv2d_winograd_backward_weights(int tile_side, const Conv2dShape& s, Activation activation,
+                                      const float* dy, const float* y, const float* x, float* dw,
+                                      float* db);
 
 }  // namespace pyconv::cpu::PYCONV_ISA

@@ -256,7 +256,8 @@ bool sparse_fits(const ConvPoolShape& p) {
 // that Winograd's products should be faster. Estimated, not measured.
 constexpr int64_t most_sparse_channels = 256;
 bool sparse_pays(const ConvPoolShape& p) {
-  return sparse_fits(p) && math_mode() != MathMode::winograd &&
+  return sparse_fits(p) && math_mode() != MathMode::winograd4 &&
+         math_mode() != MathMode::winograd6 &&
          (p.conv.c <= most_sparse_channels || !winograd_fits(p.conv));
 }
 
@@ -406,8 +407,8 @@ inline void drop_values(int64_t count, uint32_t last_dropped, float scale,
 
 void conv2d_pool(const ConvPoolShape& p, const Dropout& d, const float* x, const float* w,
                  const float* b, float* y, uint8_t* winner) {
-  if (winograd_pays(p.conv, 2 * p.ph, 2 * p.pw)) {
-    conv2d_winograd_pool(p, x, w, b, y, winner);
+  if (const int side = winograd_side(p.conv, 2 * p.ph, 2 * p.pw); side > 0) {
+    conv2d_winograd_pool(side, p, x, w, b, y, winner);
   } else {
     direct_pool(p, x, w, b, y, winner);
   }

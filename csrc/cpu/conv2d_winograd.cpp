@@ -1,16 +1,18 @@
-// 3x3 convolution by Winograd's algorithm F(4x4, 3x3), forward and backward.
+// 3x3 convolution by Winograd's algorithms F(4x4, 3x3) and F(6x6, 3x3), forward and backward.
 //
 // A 4x4 tile of the output takes 16 * 9 = 144 multiplications a pair of channels if computed
 // directly. Seen as a product of polynomials, evaluated at the points 0, 1, -1, 2, -2 and infinity
-// along either axis, it takes 6 * 6 = 36:
+// along either axis, it takes 6 * 6 = 36; a 6x6 tile, with the points 1/2 and -1/2 as well, 64
+// instead of 324:
 //
 //   Y = A^T [ (G w G^T) * (B^T X B) ] A       * element by element
 //
-// where X is the 6x6 patch of x under the tile. Over all channels, each of the 36 elements is a
-// product of matrices, [tiles][c] x [c][oc], and there the time goes. The passes:
+// where X is the 6x6 or 8x8 patch of x under the tile. Over all channels, each of the 36 or 64
+// elements, called planes, is a product of matrices, [tiles][c] x [c][oc], and there the time goes.
+// Which tile is better depends on how many of its outputs exist. The passes:
 //
-//   forward   V = B^T X B, U = G w G^T, M = V U, Y = A^T M A, then bias and ReLU, or bias, ReLU
-//             and 2x2 max pooling, of which a tile holds four windows
+//   forward   V = B^T X B, U = G w G^T, P = V U, Y = A^T P A, then bias and ReLU, or bias, ReLU
+//             and 2x2 max pooling, of which a tile holds four or nine windows
 //   data      the forward pass on dy, with the kernel flipped and its channels exchanged
 //   weights   the forward pass transposed: dw = G^T [ V^T (A dY A^T) ] G, summed over all tiles
 //
@@ -26,147 +28,51 @@
 
 #include "conv2d.hpp"
 #include "tiles.hpp"
+#include "winograd_transforms.hpp"
 
 namespace pyconv::cpu::PYCONV_ISA {
 
 namespace {
 
-constexpr int out_side = 4;             // of a tile of outputs
-constexpr int side = out_side + 3 - 1;  // of its patch, and of everything transformed
-constexpr int planes = side * side;     // products of matrices
-
-// B^T: six values of a patch to their six transforms.
-struct InputTransform {
-  static constexpr int in = side, out = side;
-  void operator()(const vec (&d)[side], vec (&t)[side]) const {
-    const vec two = broadcast(2.0f), four = broadcast(4.0f), five = broadcast(5.0f);
-    const vec even = fnmadd(four, d[2], d[4]), odd = fnmadd(four, d[1], d[3]);
-    const vec even2 = sub(d[4], d[2]), odd2 = sub(d[3], d[1]);
-    t[0] = fmadd(four, d[0], fnmadd(five, d[2], d[4]));
-    t[1] = add(even, odd);
-    t[2] = sub(even, odd);
-    t[3] = fmadd(two, odd2, even2);
-    t[4] = fnmadd(two, odd2, even2);
-    t[5] = fmadd(four, d[1], fnmadd(five, d[3], d[5]));
-  }
-};
-
-// A^T: six products to four outputs.
-struct OutputTransform {
-  static constexpr int in = side, out = out_side;
-  void operator()(const vec (&m)[side], vec (&y)[out_side]) const {
-    const vec two = broadcast(2.0f), four = broadcast(4.0f), eight = broadcast(8.0f);
-    const vec sum1 = add(m[1], m[2]), difference1 = sub(m[1], m[2]);
-    const vec sum2 = add(m[3], m[4]), difference2 = sub(m[3], m[4]);
-    y[0] = add(add(m[0], sum1), sum2);
-    y[1] = fmadd(two, difference2, difference1);
-    y[2] = fmadd(four, sum2, sum1);
-    y[3] = add(fmadd(eight, difference2, difference1), m[5]);
-  }
-};
-
-// A: four gradients of outputs to the six of products.
-struct GradientTransform {
-  static constexpr int in = out_side, out = side;
-  void operator()(const vec (&y)[out_side], vec (&m)[side]) const {
-    const vec two = broadcast(2.0f), four = broadcast(4.0f);
-    const vec even1 = add(y[0], y[2]), odd1 = add(y[1], y[3]);
-    const vec even2 = fmadd(four, y[2], y[0]), odd2 = mul(two, fmadd(four, y[3], y[1]));
-    m[0] = y[0];
-    m[1] = add(even1, odd1);
-    m[2] = sub(even1, odd1);
-    m[3] = add(even2, odd2);
-    m[4] = sub(even2, odd2);
-    m[5] = y[3];
-  }
-};
-
-// G: three taps to six.
-struct TapsTransform {
-  static constexpr int in = 3, out = side;
-  void operator()(const vec (&w)[3], vec (&u)[side]) const {
-    const vec quarter = broadcast(1.0f / 4), sixth = broadcast(1.0f / 6);
-    const vec twelfth = broadcast(1.0f / 12), twenty_fourth = broadcast(1.0f / 24);
-    const vec even1 = mul(sixth, add(w[0], w[2])), odd1 = mul(sixth, w[1]);
-    const vec even2 = fmadd(sixth, w[2], mul(twenty_fourth, w[0])), odd2 = mul(twelfth, w[1]);
-    u[0] = mul(quarter, w[0]);
-    u[1] = sub(zero(), add(even1, odd1));
-    u[2] = sub(odd1, even1);
-    u[3] = add(even2, odd2);
-    u[4] = sub(even2, odd2);
-    u[5] = w[2];
-  }
-};
-
-// G^T: six gradients of transformed taps to those of the three taps.
-struct TapsGradientTransform {
-  static constexpr int in = side, out = 3;
-  void operator()(const vec (&u)[side], vec (&w)[3]) const {
-    const vec quarter = broadcast(1.0f / 4), sixth = broadcast(1.0f / 6);
-    const vec twelfth = broadcast(1.0f / 12), twenty_fourth = broadcast(1.0f / 24);
-    const vec even1 = add(u[1], u[2]), odd1 = sub(u[2], u[1]);
-    const vec even2 = add(u[3], u[4]), odd2 = sub(u[3], u[4]);
-    w[0] = fmadd(quarter, u[0], fnmadd(sixth, even1, mul(twenty_fourth, even2)));
-    w[1] = fmadd(sixth, odd1, mul(twelfth, odd2));
-    w[2] = add(fnmadd(sixth, even1, mul(sixth, even2)), u[5]);
-  }
-};
-
-// Applies a transform to the rows, then to the columns, of a square of vectors: row(i, values)
-// reads row i, and element (i, j) of the result goes to to[(i * Out + j) * step].
-template <class Transform, class Row>
-inline void transform_square(Transform transform, const Row& row, float* to, int64_t step) {
-  constexpr int In = Transform::in, Out = Transform::out;
-  vec half[In][Out];
-#pragma GCC unroll 6
-  for (int i = 0; i < In; ++i) {
-    vec values[In];
-    row(i, values);
-    transform(values, half[i]);
-  }
-#pragma GCC unroll 6
-  for (int j = 0; j < Out; ++j, to += step) {
-    vec column[In], result[Out];
-#pragma GCC unroll 6
-    for (int i = 0; i < In; ++i) column[i] = half[i][j];
-    transform(column, result);
-    float* at = to;
-#pragma GCC unroll 6
-    for (int i = 0; i < Out; ++i, at += Out * step) store(at, result[i]);
-  }
-}
+// M is the side of a tile of outputs, 4 or 6 throughout.
+template <int M>
+constexpr int side = M + 3 - 1;  // of its patch, and of everything transformed
+template <int M>
+constexpr int planes = side<M> * side<M>;  // products of matrices
 
 // ---------------------------------------------------------------------------------------------
 // Tiles and planes
 
 // The tiles of a batch, numbered through, row by row, image after image.
+template <int M>
 struct Tiles {
   int64_t rows, cols, count;  // in an image, in the batch
 
   Tiles(int64_t n, int64_t oh, int64_t ow)
-      : rows(ceil_div(oh, out_side)), cols(ceil_div(ow, out_side)), count(n * rows * cols) {}
+      : rows(ceil_div(oh, M)), cols(ceil_div(ow, M)), count(n * rows * cols) {}
 };
 
+template <int M>
 struct TilePosition {
   int64_t image, row, col;  // of the tile's first output
 
-  TilePosition(const Tiles& tiles, int64_t index)
+  TilePosition(const Tiles<M>& tiles, int64_t index)
       : image(index / (tiles.rows * tiles.cols)),
-        row(index / tiles.cols % tiles.rows * out_side),
-        col(index % tiles.cols * out_side) {}
-  void advance(const Tiles& tiles) {
-    col += out_side;
-    if (col < tiles.cols * out_side) return;
+        row(index / tiles.cols % tiles.rows * M),
+        col(index % tiles.cols * M) {}
+  void advance(const Tiles<M>& tiles) {
+    col += M;
+    if (col < tiles.cols * M) return;
     col = 0;
-    row += out_side;
-    if (row < tiles.rows * out_side) return;
+    row += M;
+    if (row < tiles.rows * M) return;
     row = 0;
     ++image;
   }
 };
 
-// Planes lie one cache line further apart than their size: at a power of two, the 36 elements that
-// a transform writes would compete for a few sets of the cache.
+// Planes lie one cache line further apart than their size: at a power of two, the elements that a
+// transform writes would compete for a few sets of the cache.
 constexpr int64_t cache_line = 16;
 inline int64_t plane_step(int64_t size) {
   return ceil_div(size, cache_line) * cache_line + cache_line;
@@ -180,9 +86,9 @@ struct Source {
   int64_t h, w, c;
 };
 
-// The transforms of a square of pixels, all inside the image, for one vector of channels. A function
-// of its own: within a larger one the compiler runs out of registers, and it takes half as long
-// again.
+// The transforms of a square of pixels, all inside the image, for one vector of channels. A
+// function of its own: within a larger one the compiler runs out of registers, and it takes half as
+// long again.
 template <bool masked, class Transform>
 __attribute__((noinline)) void transform_inside(Transform transform, const float* data,
                                                 const float* mask, int64_t line, int64_t pixel,
@@ -190,15 +96,16 @@ __attribute__((noinline)) void transform_inside(Transform transform, const float
   constexpr int In = Transform::in;
   // The rows that the tiles below read first: without this, most of the time is spent waiting for
   // them. A vector may be shorter than a cache line, but is fetched as a whole.
-#pragma GCC unroll 4
-  for (int i = 0; i < out_side; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < out_side; ++j) {
+  constexpr int next = min(Transform::in, Transform::out) == Transform::in ? Transform::in - 2 : 4;
+#pragma GCC unroll 8
+  for (int i = 0; i < next; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < next; ++j) {
       __builtin_prefetch(data + (In + i) * line + (j + 1) * pixel);
     }
   }
   const auto read_row = [=](int i, vec(&values)[In]) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int j = 0; j < In; ++j) {
       const int64_t at = i * line + j * pixel;
       const vec v = load(data + at);
@@ -233,7 +140,7 @@ void transform_pixels(Transform transform, const Source& source, int64_t image, 
     const int64_t channels = min(lanes, end - c);
     const auto read_row = [=](int i, vec(&values)[In]) {
       const bool row_inside = row + i >= 0 && row + i < source.h;
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (int j = 0; j < In; ++j) {
         values[j] = zero();
         if (!row_inside || j < left || j >= right) continue;
@@ -274,6 +181,7 @@ struct Convolution {
 };
 
 // U = G w G^T of the rows [begin, end) of a panel: [plane][panel][k][lanes of the panel].
+template <int M>
 void transform_weights(const Convolution& conv, int64_t panel, int64_t begin, int64_t end,
                        int64_t step, float* u) {
   const int64_t vectors = panel_vectors(conv.features, panel);
@@ -297,16 +205,17 @@ void transform_weights(const Convolution& conv, int64_t panel, int64_t begin, in
           }
         }
       };
-      transform_square(TapsTransform(), read_row, to, step);
+      transform_square(TapsTransform<M>(), read_row, to, step);
     }
   }
 }
 
 // Y = A^T M A of one tile and the vectors of features [begin, end), and what follows.
-void finish_tile(const Convolution& conv, const TilePosition& tile, int64_t begin, int64_t end,
+template <int M>
+void finish_tile(const Convolution& conv, const TilePosition<M>& tile, int64_t begin, int64_t end,
                  const float* m, int64_t step) {
-  const int64_t rows = min(out_side, conv.rows - tile.row);
-  const int64_t cols = min(out_side, conv.cols - tile.col);
+  const int64_t rows = min(M, conv.rows - tile.row);
+  const int64_t cols = min(M, conv.cols - tile.col);
   const bool pooled = conv.winner != nullptr;
   const int shift = pooled ? 1 : 0;
   const int64_t at =
@@ -316,15 +225,13 @@ void finish_tile(const Convolution& conv, const TilePosition& tile, int64_t begi
     const int64_t count = min(lanes, conv.features - f);
     const vec bias = conv.bias == nullptr ? zero() : load_part(conv.bias + f, count);
     const float* const from = m + f - begin;
-    const auto read_row = [=](int i, vec(&values)[side]) {
-#pragma GCC unroll 6
-      for (int j = 0; j < side; ++j) values[j] = load(from + (i * side + j) * step);
+    const auto read_row = [=](int i, vec(&values)[side<M>]) {
+#pragma GCC unroll 8
+      for (int j = 0; j < side<M>; ++j) values[j] = load(from + (i * side<M> + j) * step);
     };
-    float y[out_side * out_side * lanes];
-    transform_square(OutputTransform(), read_row, y, lanes);
-    const auto value = [&](int i, int j) {
-      return add(load(y + (i * out_side + j) * lanes), bias);
-    };
+    float y[M * M * lanes];
+    transform_square(OutputTransform<M>(), read_row, y, lanes);
+    const auto value = [&](int i, int j) { return add(load(y + (i * M + j) * lanes), bias); };
     if (pooled) {
       for (int i = 0; i < rows / 2; ++i) {
         for (int j = 0; j < cols / 2; ++j) {
@@ -355,8 +262,9 @@ int64_t block_tiles(int64_t c, int64_t oc) {
   return max(least, min(most, ceil_div(c * oc / (c + oc), max_tile_rows) * max_tile_rows));
 }
 
+template <int M>
 void run(const Convolution& conv) {
-  const Tiles tiles(conv.n, conv.rows, conv.cols);
+  const Tiles<M> tiles(conv.n, conv.rows, conv.cols);
   const int64_t depth = conv.source.c, depth_row = padded_features(depth);
   const int64_t panels = panel_count(conv.features), width = padded_features(conv.features);
   const int threads = num_threads();
@@ -375,9 +283,9 @@ void run(const Convolution& conv) {
   const int64_t u_step = plane_step(depth * width);
   const int64_t v_step = plane_step(block * depth_row), m_step = plane_step(block * part_width);
   Scratch memory;
-  const int64_t u_at = memory.reserve<float>(planes * u_step);
-  const int64_t v_at = memory.reserve<float>(threads * planes * v_step);
-  const int64_t m_at = memory.reserve<float>(threads * planes * m_step);
+  const int64_t u_at = memory.reserve<float>(planes<M> * u_step);
+  const int64_t v_at = memory.reserve<float>(threads * planes<M> * v_step);
+  const int64_t m_at = memory.reserve<float>(threads * planes<M> * m_step);
   memory.allocate();
 
   float* const u = memory.at<float>(u_at);
@@ -385,7 +293,8 @@ void run(const Convolution& conv) {
   const int64_t row_parts = ceil_div(depth, rows_per_item);
   parallel_for(threads, panels * row_parts, [&](int64_t item, int) {
     const int64_t begin = item % row_parts * rows_per_item;
-    transform_weights(conv, item / row_parts, begin, min(depth, begin + rows_per_item), u_step, u);
+    transform_weights<M>(conv, item / row_parts, begin, min(depth, begin + rows_per_item), u_step,
+                         u);
   });
 
   parallel_for(threads, blocks * panel_parts, [&](int64_t item, int worker) {
@@ -395,22 +304,23 @@ void run(const Convolution& conv) {
     const int64_t panel_begin = part_begin(panels, panel_parts, part);
     const int64_t panel_end = part_begin(panels, panel_parts, part + 1);
     const int64_t f_begin = panel_begin * panel_lanes, f_end = min(panel_end * panel_lanes, width);
-    float* const v = memory.at<float>(v_at) + worker * planes * v_step;
-    float* const m = memory.at<float>(m_at) + worker * planes * m_step;
+    float* const v = memory.at<float>(v_at) + worker * planes<M> * v_step;
+    float* const m = memory.at<float>(m_at) + worker * planes<M> * m_step;
 
-    TilePosition tile(tiles, first);
+    TilePosition<M> tile(tiles, first);
     for (int64_t t = 0; t < count; ++t, tile.advance(tiles)) {
       float* const to = v + t * depth_row;
       const auto place = [=](int64_t c) { return to + c; };
       const int64_t row = tile.row - conv.pad_top, col = tile.col - conv.pad_left;
-      transform_patch(InputTransform(), conv.source, tile.image, row, col, place, v_step, 0, depth);
+      transform_patch(InputTransform<M>(), conv.source, tile.image, row, col, place, v_step, 0,
+                      depth);
     }
 
     ProductTile product{};
     product.a_row = depth_row;
     product.depth = depth;
     product.c_row = f_end - f_begin;
-    for (int64_t plane = 0; plane < planes; ++plane) {
+    for (int64_t plane = 0; plane < planes<M>; ++plane) {
       for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
         const int64_t vectors = panel_vectors(conv.features, panel);
         const int64_t row_tiles = ceil_div(count, tile_rows[vectors]);
@@ -423,9 +333,9 @@ void run(const Convolution& conv) {
       }
     }
 
-    tile = TilePosition(tiles, first);
+    tile = TilePosition<M>(tiles, first);
     for (int64_t t = 0; t < count; ++t, tile.advance(tiles)) {
-      finish_tile(conv, tile, f_begin, f_end, m + t * product.c_row, m_step);
+      finish_tile<M>(conv, tile, f_begin, f_end, m + t * product.c_row, m_step);
     }
   });
 }
@@ -438,23 +348,34 @@ int64_t direct_taps(int64_t in, int64_t out, int64_t pad) {
   return taps;
 }
 
-// What the passes cost, in multiply-adds of the direct algorithm that take as long (measured on
-// AVX2, see docs/performance.md). `rows` and `cols` are what is computed of every image, `direct`
-// the direct algorithm's multiplications an image and pair of channels.
-bool pays(const Conv2dShape& s, int64_t rows, int64_t cols, int64_t direct) {
-  constexpr int64_t input_cost = 200, output_cost = 160;
+// What the passes cost, in multiply-adds of the direct algorithm that take as long (measured, see
+// docs/performance.md). `rows` and `cols` are what is computed of every image. The larger tile's
+// products are slower than their number says: there is more to be fetched for each.
+template <int M>
+int64_t cost(const Conv2dShape& s, int64_t rows, int64_t cols) {
+  constexpr int64_t input_cost = M == 4 ? 200 : 440, output_cost = M == 4 ? 160 : 400;
+  constexpr int64_t product_cost = M == 4 ? 36 : 83;
   // Of the weights' transform: while it stays in a third-level cache, and beyond.
-  constexpr int64_t cached_cost = 900, streamed_cost = 3000, cached_bytes = 16 << 20;
-  if (!winograd_fits(s)) return false;
-  const MathMode mode = math_mode();
-  if (mode != MathMode::fp32) return mode == MathMode::winograd;
-  if (s.c < 8 || s.oc < 8) return false;
-  const int64_t tiles = s.n * ceil_div(rows, out_side) * ceil_div(cols, out_side);
-  const int64_t weights_bytes = planes * s.c * s.oc * float_bytes;
+  constexpr int64_t cached_cost = 25 * planes<M>, streamed_cost = 83 * planes<M>;
+  constexpr int64_t cached_bytes = 16 << 20;
+  const int64_t tiles = s.n * ceil_div(rows, M) * ceil_div(cols, M);
+  const int64_t weights_bytes = planes<M> * s.c * s.oc * float_bytes;
   const int64_t weights_cost = weights_bytes <= cached_bytes ? cached_cost : streamed_cost;
-  return tiles * (planes * (s.c + 4) * s.oc + input_cost * s.c + output_cost * s.oc) +
-             weights_cost * s.c * s.oc <
-         s.n * direct * s.c * s.oc;
+  return tiles * (product_cost * (s.c + 4) * s.oc + input_cost * s.c + output_cost * s.oc) +
+         weights_cost * s.c * s.oc;
+}
+
+// The side of the tiles with which Winograd's algorithm is fastest, or 0 if the direct one is,
+// whose multiplications an image and pair of channels are `direct`.
+int fastest(const Conv2dShape& s, int64_t rows, int64_t cols, int64_t direct) {
+  if (!winograd_fits(s)) return 0;
+  const MathMode mode = math_mode();
+  if (mode == MathMode::winograd4) return 4;
+  if (mode == MathMode::winograd6) return 6;
+  if (mode != MathMode::fp32 || s.c < 8 || s.oc < 8) return 0;
+  const int64_t cost4 = cost<4>(s, rows, cols), cost6 = cost<6>(s, rows, cols);
+  if (min(cost4, cost6) >= s.n * direct * s.c * s.oc) return 0;
+  return cost4 <= cost6 ? 4 : 6;
 }
 int64_t direct_cost(const Conv2dShape& s, int64_t rows, int64_t cols) {
   return direct_taps(s.h, min(rows, s.oh), s.pad_top) *
@@ -467,15 +388,16 @@ bool winograd_fits(const Conv2dShape& s) {
   return s.kh == 3 && s.kw == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
          s.dilation_w == 1 && s.groups == 1;
 }
-bool winograd_pays(const Conv2dShape& s, int64_t rows, int64_t cols) {
-  return pays(s, rows, cols, direct_cost(s, rows, cols));
+int winograd_side(const Conv2dShape& s, int64_t rows, int64_t cols) {
+  return fastest(s, rows, cols, direct_cost(s, rows, cols));
 }
-bool winograd_pays_backward_data(const Conv2dShape& s) {
+int winograd_side_backward_data(const Conv2dShape& s) {
   // Beyond two rows of padding the flipped kernel would need a negative one.
-  return s.pad_top <= 2 && s.pad_left <= 2 && pays(s, s.h, s.w, direct_cost(s, s.oh, s.ow));
+  if (s.pad_top > 2 || s.pad_left > 2) return 0;
+  return fastest(s, s.h, s.w, direct_cost(s, s.oh, s.ow));
 }
-bool winograd_pays_backward_weights(const Conv2dShape& s) {
-  return pays(s, s.oh, s.ow, 9 * s.oh * s.ow);  // the direct one multiplies by padding, too
+int winograd_side_backward_weights(const Conv2dShape& s) {
+  return fastest(s, s.oh, s.ow, 9 * s.oh * s.ow);  // the direct one multiplies by padding, too
 }
 
 namespace {
@@ -501,51 +423,59 @@ Convolution forward(const Conv2dShape& s, const float* x, const float* w, const 
           .weight_f = 1};
 }
 
+void run(int tile_side, const Convolution& conv) {
+  if (tile_side == 4) {
+    run<4>(conv);
+  } else {
+    run<6>(conv);
+  }
+}
+
 }  // namespace
 
-void conv2d_winograd(const Conv2dShape& s, Activation activation, const float* x, const float* w,
-                     const float* b, float* y) {
+void conv2d_winograd(int tile_side, const Conv2dShape& s, Activation activation, const float* x,
+                     const float* w, const float* b, float* y) {
   if (s.n == 0) return;
   Convolution conv = forward(s, x, w, b, y);
   if (activation == Activation::relu) conv.least = 0.0f;
-  run(conv);
+  run(tile_side, conv);
 }
 
-void conv2d_winograd_pool(const ConvPoolShape& p, const float* x, const float* w, const float* b,
-                          float* y, uint8_t* winner) {
+void conv2d_winograd_pool(int tile_side, const ConvPoolShape& p, const float* x, const float* w,
+                          const float* b, float* y, uint8_t* winner) {
   if (p.conv.n == 0) return;
   Convolution conv = forward(p.conv, x, w, b, y);
   conv.rows = 2 * p.ph, conv.cols = 2 * p.pw;
   conv.result_h = p.ph, conv.result_w = p.pw;
   conv.winner = winner;
-  run(conv);
+  run(tile_side, conv);
 }
 
-void conv2d_winograd_backward_data(const Conv2dShape& s, Activation activation, const float* dy,
-                                   const float* y, const float* w, float* dx) {
+void conv2d_winograd_backward_data(int tile_side, const Conv2dShape& s, Activation activation,
+                                   const float* dy, const float* y, const float* w, float* dx) {
   if (s.n == 0) return;
-  run({.source = {.data = dy,
-                  .mask = activation == Activation::relu ? y : nullptr,
-                  .h = s.oh,
-                  .w = s.ow,
-                  .c = s.oc},
-       .n = s.n,
-       .pad_top = 2 - s.pad_top,
-       .pad_left = 2 - s.pad_left,
-       .rows = s.h,
-       .cols = s.w,
-       .result_h = s.h,
-       .result_w = s.w,
-       .features = s.c,
-       .bias = nullptr,
-       .least = -HUGE_VALF,
-       .result = dx,
-       .winner = nullptr,
-       // The kernel flipped: its last tap first.
-       .weights = w + 8 * s.c * s.oc,
-       .weight_tap = -s.c * s.oc,
-       .weight_k = 1,
-       .weight_f = s.oc});
+  run(tile_side, {.source = {.data = dy,
+                             .mask = activation == Activation::relu ? y : nullptr,
+                             .h = s.oh,
+                             .w = s.ow,
+                             .c = s.oc},
+                  .n = s.n,
+                  .pad_top = 2 - s.pad_top,
+                  .pad_left = 2 - s.pad_left,
+                  .rows = s.h,
+                  .cols = s.w,
+                  .result_h = s.h,
+                  .result_w = s.w,
+                  .features = s.c,
+                  .bias = nullptr,
+                  .least = -HUGE_VALF,
+                  .result = dx,
+                  .winner = nullptr,
+                  // The kernel flipped: its last tap first.
+                  .weights = w + 8 * s.c * s.oc,
+                  .weight_tap = -s.c * s.oc,
+                  .weight_k = 1,
+                  .weight_f = s.oc});
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -559,13 +489,13 @@ constexpr int64_t stage_bytes = 768 << 10, least_stage = 48;
 // Every chunk of the batch has sums of its own; so many bytes all together.
 constexpr int64_t max_chunks = 16, sums_bytes = 8 << 20;
 // The plane of the point 1 along both axes, where the transformed dy is the sum of the tile's.
-constexpr int64_t plane_of_sums = side + 1;
+template <int M>
+constexpr int64_t plane_of_sums = side<M> + 1;
 
-}  // namespace
-
-void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
-                                      const float* y, const float* x, float* dw, float* db) {
-  const Tiles tiles(s.n, s.oh, s.ow);
+template <int M>
+void backward_weights(const Conv2dShape& s, Activation activation, const float* dy, const float* y,
+                      const float* x, float* dw, float* db) {
+  const Tiles<M> tiles(s.n, s.oh, s.ow);
   const Source x_source{.data = x, .mask = nullptr, .h = s.h, .w = s.w, .c = s.c};
   const Source dy_source{.data = dy,
                          .mask = activation == Activation::relu ? y : nullptr,
@@ -578,13 +508,13 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
   const int threads = num_threads();
 
   const int64_t sum_step = plane_step(s.c * width);
-  const int64_t most_chunks = min(max_chunks, sums_bytes / (planes * sum_step * float_bytes));
+  const int64_t most_chunks = min(max_chunks, sums_bytes / (planes<M> * sum_step * float_bytes));
   const int64_t chunks = max(1, min(most_chunks, tiles.count / least_stage));
   // Where the chunks are too few to go round, their panels are dealt out as well, which repeats the
   // transforms of x.
   const int64_t parts = min(panels, ceil_div(threads, chunks));
   const int64_t part_width = min(width, ceil_div(panels, parts) * panel_lanes);
-  const int64_t tile_bytes = planes * (depth + width) * float_bytes;
+  const int64_t tile_bytes = planes<M> * (depth + width) * float_bytes;
   const int64_t stage =
       min(ceil_div(tiles.count, chunks), max(least_stage, stage_bytes / tile_bytes));
 
@@ -592,15 +522,15 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
   // [chunk][plane][panel][channel][panel's lanes].
   const int64_t v_step = plane_step(stage * depth), m_step = plane_step(stage * part_width);
   Scratch memory;
-  const int64_t v_at = memory.reserve<float>(threads * planes * v_step);
-  const int64_t m_at = memory.reserve<float>(threads * planes * m_step);
-  const int64_t sums_at = memory.reserve<float>(chunks * planes * sum_step);
+  const int64_t v_at = memory.reserve<float>(threads * planes<M> * v_step);
+  const int64_t m_at = memory.reserve<float>(threads * planes<M> * m_step);
+  const int64_t sums_at = memory.reserve<float>(chunks * planes<M> * sum_step);
   const int64_t bias_at = memory.reserve<float>(chunks * width);
   memory.allocate();
   float* const all_sums = memory.at<float>(sums_at);
   float* const all_bias = memory.at<float>(bias_at);
   clear(all_bias, chunks * width);
-  if (tiles.count == 0) clear(all_sums, planes * sum_step);
+  if (tiles.count == 0) clear(all_sums, planes<M> * sum_step);
 
   parallel_for(threads, chunks * parts, [&](int64_t item, int worker) {
     const int64_t chunk = item / parts;
@@ -609,25 +539,25 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
     const int64_t panel_begin = part_begin(panels, parts, item % parts);
     const int64_t panel_end = part_begin(panels, parts, item % parts + 1);
     const int64_t f_begin = panel_begin * panel_lanes, f_end = min(panel_end * panel_lanes, width);
-    float* const v = memory.at<float>(v_at) + worker * planes * v_step;
-    float* const m = memory.at<float>(m_at) + worker * planes * m_step;
-    float* const sums = all_sums + chunk * planes * sum_step;
+    float* const v = memory.at<float>(v_at) + worker * planes<M> * v_step;
+    float* const m = memory.at<float>(m_at) + worker * planes<M> * m_step;
+    float* const sums = all_sums + chunk * planes<M> * sum_step;
     float* const bias = all_bias + chunk * width;
 
     for (int64_t first = begin; first < end; first += stage) {
       const int64_t count = min(stage, end - first);
-      TilePosition tile(tiles, first);
+      TilePosition<M> tile(tiles, first);
       for (int64_t t = 0; t < count; ++t, tile.advance(tiles)) {
         float* const v_tile = v + t * depth;
         transform_patch(
-            InputTransform(), x_source, tile.image, tile.row - s.pad_top, tile.col - s.pad_left,
+            InputTransform<M>(), x_source, tile.image, tile.row - s.pad_top, tile.col - s.pad_left,
             [=](int64_t c) { return v_tile + c; }, v_step, 0, s.c);
         const auto place = [=](int64_t f) {
           const int64_t panel = f / panel_lanes;
           return m + (panel * panel_lanes - f_begin) * count +
                  t * panel_vectors(oc, panel) * lanes + f % panel_lanes;
         };
-        transform_patch(GradientTransform(), dy_source, tile.image, tile.row, tile.col, place,
+        transform_patch(GradientTransform<M>(), dy_source, tile.image, tile.row, tile.col, place,
                         m_step, f_begin, f_end);
       }
 
@@ -635,11 +565,11 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
       product.a_row = depth;
       product.depth = count;
       product.overwrite = first == begin;
-      for (int64_t plane = 0; plane < planes; ++plane) {
+      for (int64_t plane = 0; plane < planes<M>; ++plane) {
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
           const int64_t vectors = panel_vectors(oc, panel);
           product.b = m + plane * m_step + (panel * panel_lanes - f_begin) * count;
-          if (plane == plane_of_sums) {
+          if (plane == plane_of_sums<M>) {
             for (int64_t q = 0; q < vectors; ++q) {
               float* const to = bias + panel * panel_lanes + q * lanes;
               vec sum = load(to);
@@ -660,11 +590,11 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
   });
 
   // Add the chunks up, in their order.
-  parallel_ranges(planes * sum_step, 16 * 1024, [&](int64_t begin, int64_t end) {
+  parallel_ranges(planes<M> * sum_step, 16 * 1024, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += lanes) {
       vec sum = load(all_sums + i);
       for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-        sum = add(sum, load(all_sums + chunk * planes * sum_step + i));
+        sum = add(sum, load(all_sums + chunk * planes<M> * sum_step + i));
       }
       store(all_sums + i, sum);
     }
@@ -675,11 +605,11 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
     for (int64_t q = 0; q < vectors; ++q) {
       const int64_t f = panel * panel_lanes + q * lanes;
       const float* const from = all_sums + panel * panel_lanes * s.c + (c * vectors + q) * lanes;
-      const auto read_row = [&](int i, vec(&values)[side]) {
-        for (int j = 0; j < side; ++j) values[j] = load(from + (i * side + j) * sum_step);
+      const auto read_row = [&](int i, vec(&values)[side<M>]) {
+        for (int j = 0; j < side<M>; ++j) values[j] = load(from + (i * side<M> + j) * sum_step);
       };
       float taps[9 * lanes];
-      transform_square(TapsGradientTransform(), read_row, taps, lanes);
+      transform_square(TapsGradientTransform<M>(), read_row, taps, lanes);
       for (int64_t tap = 0; tap < 9; ++tap) {
         store_n(dw + (tap * s.c + c) * oc + f, load(taps + tap * lanes), min(lanes, oc - f));
       }
@@ -689,6 +619,18 @@ void conv2d_winograd_backward_weights(const Conv2dShape& s, Activation activatio
     float sum = all_bias[f];
     for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += all_bias[chunk * width + f];
     db[f] = sum;
+  }
+}
+
+}  // namespace
+
+void conv2d_winograd_backward_weights(int tile_side, const Conv2dShape& s, Activation activation,
+                                      const float* dy, const float* y, const float* x, float* dw,
+                                      float* db) {
+  if (tile_side == 4) {
+    backward_weights<4>(s, activation, dy, y, x, dw, db);
+  } else {
+    backward_weights<6>(s, activation, dy, y, x, dw, db);
   }
 }
 

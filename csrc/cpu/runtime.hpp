@@ -13,8 +13,8 @@ int num_threads();
 void set_num_threads(int count);
 
 // How convolutions multiply: by whatever is fastest, always directly, or by Winograd's algorithm
-// wherever that can be.
-enum class MathMode : int { fp32, direct, winograd };
+// wherever that can be, with tiles of 4x4 or 6x6 outputs.
+enum class MathMode : int { fp32, direct, winograd4, winograd6 };
 MathMode math_mode();
 void set_math_mode(MathMode mode);
 
