@@ -171,10 +171,13 @@ def seconds_of(function: Callable[[], Any], least: float) -> float:
 
 
 def pyconv_pass(layer: Layer, name: str, batch: int) -> Callable[[], Any]:
-    from pyconv import kernels
+    from pyconv import backend, kernels
 
-    x, w, b, dy = arrays(layer, batch)
-    y, dx, dw, db = (np.empty_like(a) for a in (dy, x, w, b))
+    # Arrays begin at cache lines, as PyTorch's do, and those of pyconv's models.
+    given = arrays(layer, batch)
+    x, w, b, dy, dx, dw, db, y = (backend.current().empty(a.shape) for a in 2 * given)
+    for to, array in zip((x, w, b, dy), given):
+        to[...] = array
     if layer.is_dense:
         x, w, dy, y, dx, dw = (
             a.reshape(-1, a.shape[-1]) if a.ndim == 4 else a for a in (x, w, dy, y, dx, dw)

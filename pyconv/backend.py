@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,17 +128,19 @@ class Backend:
         return ""
 
     def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
-        """A new array of any content."""
-        return self.xp.empty(shape, dtype)
+        """A new array of any content; on the host it starts at a cache line, as vectors like it."""
+        if not self.on_host:
+            return self.xp.empty(shape, dtype)
+        count = math.prod(shape)
+        raw: np.ndarray = np.empty(count + _LINE // np.dtype(dtype).itemsize, dtype)
+        return _from_line(raw, count).reshape(shape)
 
     def zeros(self, size: int, dtype: Any = np.float32) -> Any:
         """A flat array of zeros that starts at a cache line. Untouched, it costs no host memory."""
         if not self.on_host:
             return self.xp.zeros(size, dtype)
-        itemsize = np.dtype(dtype).itemsize
-        raw: np.ndarray = np.zeros(size + _LINE // itemsize, dtype)
-        start = -raw.ctypes.data % _LINE // itemsize
-        return raw[start : start + size]
+        raw: np.ndarray = np.zeros(size + _LINE // np.dtype(dtype).itemsize, dtype)
+        return _from_line(raw, size)
 
     def to_device(self, host: np.ndarray) -> Any:
         """A NumPy array where the kernels run; itself if that is the host."""
@@ -179,6 +182,12 @@ def cpu() -> ModuleType:
             raise ValueError(f"PYCONV_NUM_THREADS: expected a count. Received: {threads!r}.")
         _cpu.set_num_threads(int(threads))
     return _cpu
+
+
+def _from_line(raw: np.ndarray, count: int) -> np.ndarray:
+    """The `count` elements of a flat array that begin at its first cache line."""
+    start = -raw.ctypes.data % _LINE // raw.itemsize
+    return raw[start : start + count]
 
 
 def _extension(name: str) -> ModuleType | str:
