@@ -232,6 +232,13 @@ struct Cut {
   // them.
   bool private_panels;
 };
+// Whether the weights are multiplied as they lie: a panel's rows are contiguous, though far apart,
+// and few tiles of results would make up for packing them.
+bool weights_as_they_lie(const TapConvolution& conv) {
+  constexpr int64_t most_positions = 3 * max_tile_rows;
+  return conv.weight_f == 1 && conv.weight_tap == conv.depth * conv.weight_k &&
+         conv.features % lanes == 0 && conv.n * conv.result_h * conv.result_w <= most_positions;
+}
 Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
   // Of the packed panels of an item, which should stay in the nearer caches; several are read
   // together, as a panel's row is one cache line.
@@ -244,6 +251,12 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
   const int64_t weights_bytes = float_bytes * panels * panel_rows * panel_lanes;
   const int64_t wanted = items_per_thread * threads;
   Cut cut{};
+  if (weights_as_they_lie(conv)) {
+    cut.images = conv.n;
+    cut.image_parts = cut.row_parts = 1;
+    cut.panel_parts = min(panels, wanted);
+    return cut;
+  }
   // Otherwise every item would go through all results, a few features at a time.
   const bool many_weights = weights_bytes >= conv.n * result_bytes &&
                             conv.n * source_bytes <= max(item_bytes, weights_bytes / 4);
@@ -283,11 +296,13 @@ void run(const TapConvolution& conv) {
   // Panels that a tile of positions goes through before the next tile: as many as stay in the
   // first-level cache, else one.
   constexpr int64_t first_level_bytes = 20 * 1024;
-  const int64_t together = max(1, first_level_bytes / (panel_size * float_bytes));
+  const bool packs = !weights_as_they_lie(conv);
+  const int64_t together = packs ? max(1, first_level_bytes / (panel_size * float_bytes)) : 1;
 
   Scratch memory;
-  const int64_t packed_at = memory.reserve<float>(
-      cut.private_panels ? threads * item_panels * panel_size : conv.groups * group_weights);
+  const int64_t packed_size =
+      cut.private_panels ? threads * item_panels * panel_size : conv.groups * group_weights;
+  const int64_t packed_at = memory.reserve<float>(packs ? packed_size : 0);
   const int64_t taps_at = memory.reserve<Tap>(TapTable::size(conv));
   const int64_t tap_counts_at = memory.reserve<int64_t>(TapTable::pairs(conv));
   const int64_t rows_used_at = memory.reserve<bool>(conv.kernel_h);
@@ -304,12 +319,12 @@ void run(const TapConvolution& conv) {
     return packed + panel / group_panels * group_weights + panel % group_panels * panel_size;
   };
   float* const masked_source = memory.at<float>(masked_at);
-  if (!cut.private_panels) {
+  if (packs && !cut.private_panels) {
     parallel_for(threads, panels, [&](int64_t panel, int) {
       const int64_t group = panel / group_panels, in_group = panel % group_panels;
       pack_panels(conv, used, group, in_group, in_group + 1, panel_weights(panel));
     });
-  } else if (conv.source_mask != nullptr) {
+  } else if (cut.private_panels && conv.source_mask != nullptr) {
     parallel_ranges(masked_size, 16 * 1024, [&](int64_t begin, int64_t end) {
       masked_copy(conv.source + begin, conv.source_mask + begin, masked_source + begin,
                   end - begin);
@@ -352,8 +367,9 @@ void run(const TapConvolution& conv) {
       source = masked;
     }
 
-    ForwardTile tile{};
+    UnpackedForwardTile tile{};
     tile.least = conv.relu ? 0.0f : -HUGE_VALF;
+    tile.w_row = conv.weight_k;
     const int64_t panel_begin = part_begin(panels, cut.panel_parts, panel_part);
     const int64_t panel_end = part_begin(panels, cut.panel_parts, panel_part + 1);
     float* const own = packed + worker * item_panels * panel_size;
@@ -383,10 +399,17 @@ void run(const TapConvolution& conv) {
           for (int64_t k = 0; k < count; ++k) positions.next(x, y, tile, k);
           for (int64_t q = p; q < next; ++q) {
             const int64_t first = q % group_panels * panel_lanes;
-            tile.w = cut.private_panels ? own + (q - panel_begin) * panel_size : panel_weights(q);
+            tile.w = !packs               ? conv.weights + group * conv.weight_group + first
+                     : cut.private_panels ? own + (q - panel_begin) * panel_size
+                                          : panel_weights(q);
             tile.features = conv.features - first;
             tile.bias = conv.bias != nullptr ? conv.bias + group * conv.features + first : nullptr;
-            run_tile(tile, panel_vectors(conv.features, q % group_panels), count);
+            const int64_t vectors = panel_vectors(conv.features, q % group_panels);
+            if (packs) {
+              run_tile<ForwardTile>(tile, vectors, count);
+            } else {
+              run_tile(tile, vectors, count);
+            }
             for (int64_t k = 0; k < count; ++k) tile.y[k] += panel_lanes;
           }
         }

@@ -39,6 +39,13 @@ int default_threads() {
 std::atomic<int> requested_threads{0};  // 0: not set, use the default
 std::atomic<MathMode> mode_in_use{MathMode::fp32};
 
+// Items [next, end) of a parallel loop, on cache lines of their own.
+struct alignas(128) Share {
+  std::atomic<int64_t> next;
+  int64_t end;
+};
+constexpr int max_shares = 64;
+
 class Buffer {
  public:
   ~Buffer() { std::free(data_); }
@@ -81,8 +88,27 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context) 
     for (int64_t item = 0; item < items; ++item) body(context, item, 0);
     return;
   }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t item = 0; item < items; ++item) body(context, item, omp_get_thread_num());
+  // Every thread has a contiguous share of the items, and helps with the others' when it is done
+  // with its own. So the same part of an array is mostly met by the same thread, call after call,
+  // and still lies in that core's cache.
+  Share shares[max_shares];
+  const int count = std::min(threads, max_shares);
+  for (int i = 0; i < count; ++i) {
+    shares[i].next.store(items * i / count, std::memory_order_relaxed);
+    shares[i].end = items * (i + 1) / count;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    const int worker = omp_get_thread_num();
+    for (int i = 0; i < count; ++i) {
+      Share& share = shares[(worker + i) % count];
+      for (;;) {
+        const int64_t item = share.next.fetch_add(1, std::memory_order_relaxed);
+        if (item >= share.end) break;
+        body(context, item, worker);
+      }
+    }
+  }
 }
 
 void* scratch(size_t bytes, ScratchUse use) {

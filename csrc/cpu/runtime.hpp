@@ -19,9 +19,9 @@ MathMode math_mode();
 void set_math_mode(MathMode mode);
 
 // Calls body(context, item, worker) once for each item in [0, items), on at most `threads` threads;
-// 0 <= worker < threads. Items are handed out dynamically, so results must not depend on which
-// worker gets which. The count is the caller's, who may have sized memory by it: num_threads() can
-// change at any moment.
+// 0 <= worker < threads. Who gets which depends on the moment, so results must not depend on it.
+// The count is the caller's, who may have sized memory by it: num_threads() can change at any
+// moment.
 using ParallelBody = void (*)(void* context, int64_t item, int worker);
 void run_parallel(int threads, int64_t items, ParallelBody body, void* context);
 

@@ -43,6 +43,12 @@ static inline vec where_positive(vec y, vec v) {
   return _mm256_and_ps(_mm256_cmp_ps(y, _mm256_setzero_ps(), _CMP_GT_OQ), v);
 }
 
+static inline float sum_lanes(vec v) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
 // Where v is greater than best, or the first NaN, v takes its place and position that of `at`.
 static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {
   const vec wins =

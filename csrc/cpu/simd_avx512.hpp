@@ -44,6 +44,16 @@ static inline vec where_positive(vec y, vec v) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_GT_OQ), v);
 }
 
+// Halved by way of memory: GCC 12 warns falsely about _mm512_extractf64x4_pd.
+static inline float sum_lanes(vec v) {
+  float all[lanes];
+  _mm512_storeu_ps(all, v);
+  const __m256 eight = _mm256_add_ps(_mm256_loadu_ps(all), _mm256_loadu_ps(all + 8));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
 // Where v is greater than best, or the first NaN, v takes its place and position that of `at`.
 static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {
   const __mmask16 wins = static_cast<__mmask16>(_mm512_cmp_ps_mask(v, best, _CMP_NLE_UQ) &

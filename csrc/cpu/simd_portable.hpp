@@ -87,6 +87,8 @@ static inline vec where_positive(vec y, vec v) {
   return v;
 }
 
+static inline float sum_lanes(vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
 // Where v is greater than best, or the first NaN, v takes its place and position that of `at`.
 static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {
   for (int i = 0; i < lanes; ++i) {

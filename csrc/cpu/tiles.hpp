@@ -61,9 +61,14 @@ struct ForwardTile {
   int64_t features;   // how many features of the panel exist
   float least;        // results below it become it: 0 for ReLU, else -infinity
 };
+// The same with the weights as they lie, not packed: their rows are a step apart, and all of a
+// panel's features exist.
+struct UnpackedForwardTile : ForwardTile {
+  int64_t w_row;
+};
 
 template <int P, int Q>
-static void compute(const ForwardTile& tile) {
+static inline void sum_taps(const ForwardTile& tile, int64_t w_row) {
   const bool whole = tile.features >= Q * lanes;
   vec sum[P][Q];
 #pragma GCC unroll 16
@@ -78,7 +83,7 @@ static void compute(const ForwardTile& tile) {
   }
   for (int64_t t = 0; t < tile.tap_count; ++t) {
     const Tap tap = tile.taps[t];
-    const float* w = tile.w + tap.w * (Q * lanes);
+    const float* w = tile.w + tap.w * w_row;
     const float* x[P];
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) x[p] = tile.x[p] + tap.x;
@@ -87,7 +92,7 @@ static void compute(const ForwardTile& tile) {
       vec weight[Q];
 #pragma GCC unroll 16
       for (int q = 0; q < Q; ++q) weight[q] = load(w + q * lanes);
-      w += Q * lanes;
+      w += w_row;
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) {
         const vec value = broadcast(x[p][k]);
@@ -109,6 +114,14 @@ static void compute(const ForwardTile& tile) {
       }
     }
   }
+}
+template <int P, int Q>
+static void compute(const ForwardTile& tile) {
+  sum_taps<P, Q>(tile, Q * lanes);
+}
+template <int P, int Q>
+static void compute(const UnpackedForwardTile& tile) {
+  sum_taps<P, Q>(tile, tile.w_row);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -313,10 +326,7 @@ static void compute_dots(const DotTile& tile) {
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
     for (int f = 0; f < F; ++f) {
-      float parts[lanes], total = 0.0f;
-      store(parts, sum[p][f]);
-      for (int l = 0; l < lanes; ++l) total += parts[l];
-      tile.y[p][f] = total;
+      tile.y[p][f] = sum_lanes(sum[p][f]);
     }
   }
 }
