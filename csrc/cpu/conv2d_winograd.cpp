@@ -352,28 +352,32 @@ int64_t direct_taps(int64_t in, int64_t out, int64_t pad) {
 // docs/performance.md). `rows` and `cols` are what is computed of every image. The larger tile's
 // products are slower than their number says: there is more to be fetched for each.
 template <int M>
-int64_t cost(const Conv2dShape& s, int64_t rows, int64_t cols) {
+int64_t cost(const Conv2dShape& s, int64_t rows, int64_t cols, bool gradient) {
   constexpr int64_t input_cost = M == 4 ? 200 : 440, output_cost = M == 4 ? 160 : 400;
   constexpr int64_t product_cost = M == 4 ? 36 : 83;
-  // Of the weights' transform: while it stays in a third-level cache, and beyond.
-  constexpr int64_t cached_cost = 25 * planes<M>, streamed_cost = 83 * planes<M>;
+  // Of the weights' transform, or their gradients', for each plane: while it stays in a third-level
+  // cache, and beyond. Wider vectors multiply faster, but do not fetch faster.
+  constexpr bool wide_vectors = lanes >= 16;
   constexpr int64_t cached_bytes = 16 << 20;
+  const bool cached = planes<M> * s.c * s.oc * float_bytes <= cached_bytes;
+  const int64_t weights_cost = !wide_vectors ? (cached ? 25 : 83)
+                               : gradient    ? (cached ? 28 : 42)
+                                             : (cached ? 47 : 140);
   const int64_t tiles = s.n * ceil_div(rows, M) * ceil_div(cols, M);
-  const int64_t weights_bytes = planes<M> * s.c * s.oc * float_bytes;
-  const int64_t weights_cost = weights_bytes <= cached_bytes ? cached_cost : streamed_cost;
   return tiles * (product_cost * (s.c + 4) * s.oc + input_cost * s.c + output_cost * s.oc) +
-         weights_cost * s.c * s.oc;
+         planes<M> * weights_cost * s.c * s.oc;
 }
 
 // The side of the tiles with which Winograd's algorithm is fastest, or 0 if the direct one is,
 // whose multiplications an image and pair of channels are `direct`.
-int fastest(const Conv2dShape& s, int64_t rows, int64_t cols, int64_t direct) {
+int fastest(const Conv2dShape& s, int64_t rows, int64_t cols, int64_t direct, bool gradient) {
   if (!winograd_fits(s)) return 0;
   const MathMode mode = math_mode();
   if (mode == MathMode::winograd4) return 4;
   if (mode == MathMode::winograd6) return 6;
   if (mode != MathMode::fp32 || s.c < 8 || s.oc < 8) return 0;
-  const int64_t cost4 = cost<4>(s, rows, cols), cost6 = cost<6>(s, rows, cols);
+  const int64_t cost4 = cost<4>(s, rows, cols, gradient);
+  const int64_t cost6 = cost<6>(s, rows, cols, gradient);
   if (min(cost4, cost6) >= s.n * direct * s.c * s.oc) return 0;
   return cost4 <= cost6 ? 4 : 6;
 }
@@ -389,15 +393,16 @@ bool winograd_fits(const Conv2dShape& s) {
          s.dilation_w == 1 && s.groups == 1;
 }
 int winograd_side(const Conv2dShape& s, int64_t rows, int64_t cols) {
-  return fastest(s, rows, cols, direct_cost(s, rows, cols));
+  return fastest(s, rows, cols, direct_cost(s, rows, cols), false);
 }
 int winograd_side_backward_data(const Conv2dShape& s) {
   // Beyond two rows of padding the flipped kernel would need a negative one.
   if (s.pad_top > 2 || s.pad_left > 2) return 0;
-  return fastest(s, s.h, s.w, direct_cost(s, s.oh, s.ow));
+  return fastest(s, s.h, s.w, direct_cost(s, s.oh, s.ow), false);
 }
 int winograd_side_backward_weights(const Conv2dShape& s) {
-  return fastest(s, s.oh, s.ow, 9 * s.oh * s.ow);  // the direct one multiplies by padding, too
+  // The direct one multiplies by padding, too.
+  return fastest(s, s.oh, s.ow, 9 * s.oh * s.ow, true);
 }
 
 namespace {
