@@ -225,12 +225,16 @@ void for_class_pairs(const TapConvolution& conv, const TapTable& table, int64_t 
 
 // How the work is cut: an item is some images, some rows of the result, some panels. Any cut gives
 // the same bits, so it may depend on the number of threads.
+// Who packs the panels of the weights.
+enum class Packing {
+  nobody,   // they are multiplied as they lie
+  at_once,  // all together, before the items
+  workers,  // each worker all of them: what another core has just written is slow to fetch
+  items,    // each item its own: with many weights for few results, they do not leave the cache
+};
 struct Cut {
   int64_t images, image_parts, row_parts, panel_parts;
-  // Every item packs its own panels, rather than all being packed first: where there are many
-  // weights for few results, packed weights then need not leave the cache of the core that uses
-  // them.
-  bool private_panels;
+  Packing packing;
 };
 // Whether the weights are multiplied as they lie: a panel's rows are contiguous, though far apart,
 // and few tiles of results would make up for packing them.
@@ -255,6 +259,7 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
     cut.images = conv.n;
     cut.image_parts = cut.row_parts = 1;
     cut.panel_parts = min(panels, wanted);
+    cut.packing = Packing::nobody;
     return cut;
   }
   // Otherwise every item would go through all results, a few features at a time.
@@ -266,9 +271,11 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
     cut.images = conv.n;
     cut.image_parts = cut.row_parts = 1;
     cut.panel_parts = max(ceil_div(panels, together), min(panels, wanted));
-    cut.private_panels = true;
+    cut.packing = Packing::items;
     return cut;
   }
+  constexpr int64_t own_bytes = 256 * 1024;
+  cut.packing = weights_bytes <= own_bytes ? Packing::workers : Packing::at_once;
   // Small images go several to an item, so that borders of one pixel still fill a tile.
   cut.images = max(1, min(2 * max_tile_rows, item_bytes / max(source_bytes + result_bytes, 1)));
   cut.images = max(1, min(cut.images, conv.n / wanted));
@@ -296,35 +303,41 @@ void run(const TapConvolution& conv) {
   // Panels that a tile of positions goes through before the next tile: as many as stay in the
   // first-level cache, else one.
   constexpr int64_t first_level_bytes = 20 * 1024;
-  const bool packs = !weights_as_they_lie(conv);
-  const int64_t together = packs ? max(1, first_level_bytes / (panel_size * float_bytes)) : 1;
+  const bool as_they_lie = cut.packing == Packing::nobody;
+  const int64_t together = as_they_lie ? 1 : max(1, first_level_bytes / (panel_size * float_bytes));
 
   Scratch memory;
-  const int64_t packed_size =
-      cut.private_panels ? threads * item_panels * panel_size : conv.groups * group_weights;
-  const int64_t packed_at = memory.reserve<float>(packs ? packed_size : 0);
+  const int64_t all_panels = conv.groups * group_weights;
+  const int64_t packed_at = memory.reserve<float>(cut.packing == Packing::at_once ? all_panels : 0);
+  const int64_t ready_at = memory.reserve<bool>(threads);
   const int64_t taps_at = memory.reserve<Tap>(TapTable::size(conv));
   const int64_t tap_counts_at = memory.reserve<int64_t>(TapTable::pairs(conv));
   const int64_t rows_used_at = memory.reserve<bool>(conv.kernel_h);
   const int64_t cols_used_at = memory.reserve<bool>(conv.kernel_w);
+  // The source without what its mask hides: items that have all images share it, others have rows.
   const int64_t masked_size = conv.source_mask != nullptr ? cut.images * source_image : 0;
-  const int64_t masked_at = memory.reserve<float>((cut.private_panels ? 1 : threads) * masked_size);
+  const bool masked_once = cut.packing == Packing::items;
+  const int64_t masked_at = memory.reserve<float>(masked_once ? masked_size : 0);
   memory.allocate();
 
-  float* const packed = memory.at<float>(packed_at);
   const UsedTaps used{memory.at<bool>(rows_used_at), memory.at<bool>(cols_used_at)};
   mark_used(conv.rows, conv.kernel_h, used.rows);
   mark_used(conv.cols, conv.kernel_w, used.cols);
-  const auto panel_weights = [&](int64_t panel) {
+  const auto panel_of = [&](float* packed, int64_t panel) {
     return packed + panel / group_panels * group_weights + panel % group_panels * panel_size;
   };
+  const auto pack = [&](int64_t panel, float* packed) {
+    const int64_t group = panel / group_panels, in_group = panel % group_panels;
+    pack_panels(conv, used, group, in_group, in_group + 1, panel_of(packed, panel));
+  };
+  float* const packed_at_once = memory.at<float>(packed_at);
+  if (cut.packing == Packing::at_once) {
+    parallel_for(threads, panels, [&](int64_t panel, int) { pack(panel, packed_at_once); });
+  }
+  bool* const ready = memory.at<bool>(ready_at);
+  for (int worker = 0; worker < threads; ++worker) ready[worker] = false;
   float* const masked_source = memory.at<float>(masked_at);
-  if (packs && !cut.private_panels) {
-    parallel_for(threads, panels, [&](int64_t panel, int) {
-      const int64_t group = panel / group_panels, in_group = panel % group_panels;
-      pack_panels(conv, used, group, in_group, in_group + 1, panel_weights(panel));
-    });
-  } else if (cut.private_panels && conv.source_mask != nullptr) {
+  if (masked_once && conv.source_mask != nullptr) {
     parallel_ranges(masked_size, 16 * 1024, [&](int64_t begin, int64_t end) {
       masked_copy(conv.source + begin, conv.source_mask + begin, masked_source + begin,
                   end - begin);
@@ -344,12 +357,25 @@ void run(const TapConvolution& conv) {
     const int64_t image_begin = image_part * cut.images;
     const int64_t images = min(cut.images, conv.n - image_begin);
 
+    Scratch own;
+    const int64_t panels_at =
+        own.reserve<float>(cut.packing == Packing::workers ? all_panels
+                           : cut.packing == Packing::items ? item_panels * panel_size
+                                                           : 0);
+    const int64_t own_masked_at = own.reserve<float>(masked_once ? 0 : masked_size);
+    own.allocate(ScratchUse::worker);
+    float* const own_panels = own.at<float>(panels_at);
+    if (cut.packing == Packing::workers && !ready[worker]) {
+      for (int64_t panel = 0; panel < panels; ++panel) pack(panel, own_panels);
+      ready[worker] = true;
+    }
+
     const float* source = conv.source + image_begin * source_image;
     float* const result = conv.result + image_begin * result_image;
-    if (conv.source_mask != nullptr && cut.private_panels) {
+    if (conv.source_mask != nullptr && masked_once) {
       source = masked_source;
     } else if (conv.source_mask != nullptr) {
-      float* masked = masked_source + worker * masked_size;
+      float* masked = own.at<float>(own_masked_at);
       // Only the rows that these results read.
       int64_t first = conv.source_h, last = -1;
       for (int64_t r = 0; r < conv.rows.class_count; ++r) {
@@ -372,13 +398,12 @@ void run(const TapConvolution& conv) {
     tile.w_row = conv.weight_k;
     const int64_t panel_begin = part_begin(panels, cut.panel_parts, panel_part);
     const int64_t panel_end = part_begin(panels, cut.panel_parts, panel_part + 1);
-    float* const own = packed + worker * item_panels * panel_size;
-    if (cut.private_panels) {
+    if (cut.packing == Packing::items) {
       for (int64_t p = panel_begin, next = p; p < panel_end; p = next) {
         const int64_t group = p / group_panels, group_end = (group + 1) * group_panels;
         next = min(panel_end, group_end);
         pack_panels(conv, used, group, p % group_panels, p % group_panels + next - p,
-                    own + (p - panel_begin) * panel_size);
+                    own_panels + (p - panel_begin) * panel_size);
       }
     }
     for (int64_t p = panel_begin, next = p; p < panel_end; p = next) {
@@ -399,16 +424,27 @@ void run(const TapConvolution& conv) {
           for (int64_t k = 0; k < count; ++k) positions.next(x, y, tile, k);
           for (int64_t q = p; q < next; ++q) {
             const int64_t first = q % group_panels * panel_lanes;
-            tile.w = !packs               ? conv.weights + group * conv.weight_group + first
-                     : cut.private_panels ? own + (q - panel_begin) * panel_size
-                                          : panel_weights(q);
+            switch (cut.packing) {
+              case Packing::nobody:
+                tile.w = conv.weights + group * conv.weight_group + first;
+                break;
+              case Packing::at_once:
+                tile.w = panel_of(packed_at_once, q);
+                break;
+              case Packing::workers:
+                tile.w = panel_of(own_panels, q);
+                break;
+              case Packing::items:
+                tile.w = own_panels + (q - panel_begin) * panel_size;
+                break;
+            }
             tile.features = conv.features - first;
             tile.bias = conv.bias != nullptr ? conv.bias + group * conv.features + first : nullptr;
             const int64_t vectors = panel_vectors(conv.features, q % group_panels);
-            if (packs) {
-              run_tile<ForwardTile>(tile, vectors, count);
-            } else {
+            if (as_they_lie) {
               run_tile(tile, vectors, count);
+            } else {
+              run_tile<ForwardTile>(tile, vectors, count);
             }
             for (int64_t k = 0; k < count; ++k) tile.y[k] += panel_lanes;
           }

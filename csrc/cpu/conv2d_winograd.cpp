@@ -262,6 +262,10 @@ int64_t block_tiles(int64_t c, int64_t oc) {
   return max(least, min(most, ceil_div(c * oc / (c + oc), max_tile_rows) * max_tile_rows));
 }
 
+// Up to so large a U every worker makes its own: fetching what another core has just written takes
+// longer than transforming it again.
+constexpr int64_t own_weights_bytes = 5 << 18;
+
 template <int M>
 void run(const Convolution& conv) {
   const Tiles<M> tiles(conv.n, conv.rows, conv.cols);
@@ -282,20 +286,27 @@ void run(const Convolution& conv) {
 
   const int64_t u_step = plane_step(depth * width);
   const int64_t v_step = plane_step(block * depth_row), m_step = plane_step(block * part_width);
+  const int64_t u_size = planes<M> * u_step;
+  const bool own_weights = u_size * float_bytes <= own_weights_bytes;
   Scratch memory;
-  const int64_t u_at = memory.reserve<float>(planes<M> * u_step);
-  const int64_t v_at = memory.reserve<float>(threads * planes<M> * v_step);
-  const int64_t m_at = memory.reserve<float>(threads * planes<M> * m_step);
+  const int64_t shared_at = memory.reserve<float>(own_weights ? 0 : u_size);
+  const int64_t ready_at = memory.reserve<bool>(threads);
   memory.allocate();
 
-  float* const u = memory.at<float>(u_at);
   constexpr int64_t rows_per_item = 16;
   const int64_t row_parts = ceil_div(depth, rows_per_item);
-  parallel_for(threads, panels * row_parts, [&](int64_t item, int) {
+  const auto transform_part = [&](int64_t item, float* u) {
     const int64_t begin = item % row_parts * rows_per_item;
     transform_weights<M>(conv, item / row_parts, begin, min(depth, begin + rows_per_item), u_step,
                          u);
-  });
+  };
+  float* const shared = memory.at<float>(shared_at);
+  if (!own_weights) {
+    parallel_for(threads, panels * row_parts,
+                 [&](int64_t item, int) { transform_part(item, shared); });
+  }
+  bool* const ready = memory.at<bool>(ready_at);
+  for (int worker = 0; worker < threads; ++worker) ready[worker] = !own_weights;
 
   parallel_for(threads, blocks * panel_parts, [&](int64_t item, int worker) {
     const int64_t part = item % panel_parts;
@@ -304,8 +315,18 @@ void run(const Convolution& conv) {
     const int64_t panel_begin = part_begin(panels, panel_parts, part);
     const int64_t panel_end = part_begin(panels, panel_parts, part + 1);
     const int64_t f_begin = panel_begin * panel_lanes, f_end = min(panel_end * panel_lanes, width);
-    float* const v = memory.at<float>(v_at) + worker * planes<M> * v_step;
-    float* const m = memory.at<float>(m_at) + worker * planes<M> * m_step;
+    Scratch own;
+    const int64_t u_at = own.reserve<float>(own_weights ? u_size : 0);
+    const int64_t v_at = own.reserve<float>(planes<M> * v_step);
+    const int64_t m_at = own.reserve<float>(planes<M> * m_step);
+    own.allocate(ScratchUse::worker);
+    float* const u = own_weights ? own.at<float>(u_at) : shared;
+    float* const v = own.at<float>(v_at);
+    float* const m = own.at<float>(m_at);
+    if (!ready[worker]) {
+      for (int64_t i = 0; i < panels * row_parts; ++i) transform_part(i, u);
+      ready[worker] = true;
+    }
 
     TilePosition<M> tile(tiles, first);
     for (int64_t t = 0; t < count; ++t, tile.advance(tiles)) {
@@ -355,14 +376,17 @@ template <int M>
 int64_t cost(const Conv2dShape& s, int64_t rows, int64_t cols, bool gradient) {
   constexpr int64_t input_cost = M == 4 ? 200 : 440, output_cost = M == 4 ? 160 : 400;
   constexpr int64_t product_cost = M == 4 ? 36 : 83;
-  // Of the weights' transform, or their gradients', for each plane: while it stays in a third-level
-  // cache, and beyond. Wider vectors multiply faster, but do not fetch faster.
-  constexpr bool wide_vectors = lanes >= 16;
+  // Of the weights' transform, or their gradients', for each plane: while every worker has its own,
+  // while they stay in a third-level cache, and beyond. Wider vectors multiply faster, but do not
+  // fetch faster.
   constexpr int64_t cached_bytes = 16 << 20;
-  const bool cached = planes<M> * s.c * s.oc * float_bytes <= cached_bytes;
-  const int64_t weights_cost = !wide_vectors ? (cached ? 25 : 83)
-                               : gradient    ? (cached ? 28 : 42)
-                                             : (cached ? 47 : 140);
+  const int64_t bytes = planes<M> * s.c * s.oc * float_bytes;
+  int64_t weights_cost = bytes <= cached_bytes ? 25 : 83;
+  if (lanes >= 16 && gradient) {
+    weights_cost = bytes <= cached_bytes ? 28 : 42;
+  } else if (lanes >= 16) {
+    weights_cost = bytes <= own_weights_bytes ? 10 : bytes <= cached_bytes ? 47 : 140;
+  }
   const int64_t tiles = s.n * ceil_div(rows, M) * ceil_div(cols, M);
   return tiles * (product_cost * (s.c + 4) * s.oc + input_cost * s.c + output_cost * s.oc) +
          planes<M> * weights_cost * s.c * s.oc;
@@ -527,8 +551,6 @@ void backward_weights(const Conv2dShape& s, Activation activation, const float* 
   // [chunk][plane][panel][channel][panel's lanes].
   const int64_t v_step = plane_step(stage * depth), m_step = plane_step(stage * part_width);
   Scratch memory;
-  const int64_t v_at = memory.reserve<float>(threads * planes<M> * v_step);
-  const int64_t m_at = memory.reserve<float>(threads * planes<M> * m_step);
   const int64_t sums_at = memory.reserve<float>(chunks * planes<M> * sum_step);
   const int64_t bias_at = memory.reserve<float>(chunks * width);
   memory.allocate();
@@ -537,15 +559,19 @@ void backward_weights(const Conv2dShape& s, Activation activation, const float* 
   clear(all_bias, chunks * width);
   if (tiles.count == 0) clear(all_sums, planes<M> * sum_step);
 
-  parallel_for(threads, chunks * parts, [&](int64_t item, int worker) {
+  parallel_for(threads, chunks * parts, [&](int64_t item, int) {
     const int64_t chunk = item / parts;
     const int64_t begin = part_begin(tiles.count, chunks, chunk);
     const int64_t end = part_begin(tiles.count, chunks, chunk + 1);
     const int64_t panel_begin = part_begin(panels, parts, item % parts);
     const int64_t panel_end = part_begin(panels, parts, item % parts + 1);
     const int64_t f_begin = panel_begin * panel_lanes, f_end = min(panel_end * panel_lanes, width);
-    float* const v = memory.at<float>(v_at) + worker * planes<M> * v_step;
-    float* const m = memory.at<float>(m_at) + worker * planes<M> * m_step;
+    Scratch own;
+    const int64_t v_at = own.reserve<float>(planes<M> * v_step);
+    const int64_t m_at = own.reserve<float>(planes<M> * m_step);
+    own.allocate(ScratchUse::worker);
+    float* const v = own.at<float>(v_at);
+    float* const m = own.at<float>(m_at);
     float* const sums = all_sums + chunk * planes<M> * sum_step;
     float* const bias = all_bias + chunk * width;
 

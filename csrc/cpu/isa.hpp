@@ -116,7 +116,9 @@ class Scratch {
     bytes_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
     return offset;
   }
-  void allocate() { base_ = static_cast<char*>(scratch(static_cast<size_t>(bytes_))); }
+  void allocate(ScratchUse use = ScratchUse::kernel) {
+    base_ = static_cast<char*>(scratch(static_cast<size_t>(bytes_), use));
+  }
   template <class T>
   T* at(int64_t offset) const {
     return reinterpret_cast<T*>(base_ + offset);

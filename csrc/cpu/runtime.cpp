@@ -97,22 +97,28 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context) 
     shares[i].next.store(items * i / count, std::memory_order_relaxed);
     shares[i].end = items * (i + 1) / count;
   }
+  std::atomic<bool> out_of_memory{false};
 #pragma omp parallel num_threads(threads)
   {
     const int worker = omp_get_thread_num();
-    for (int i = 0; i < count; ++i) {
-      Share& share = shares[(worker + i) % count];
-      for (;;) {
-        const int64_t item = share.next.fetch_add(1, std::memory_order_relaxed);
-        if (item >= share.end) break;
-        body(context, item, worker);
+    try {
+      for (int i = 0; i < count; ++i) {
+        Share& share = shares[(worker + i) % count];
+        for (;;) {
+          const int64_t item = share.next.fetch_add(1, std::memory_order_relaxed);
+          if (item >= share.end) break;
+          body(context, item, worker);
+        }
       }
+    } catch (const std::bad_alloc&) {
+      out_of_memory.store(true, std::memory_order_relaxed);
     }
   }
+  if (out_of_memory.load(std::memory_order_relaxed)) throw std::bad_alloc();
 }
 
 void* scratch(size_t bytes, ScratchUse use) {
-  thread_local Buffer buffers[2];
+  thread_local Buffer buffers[3];
   return buffers[static_cast<int>(use)].at_least(std::max<size_t>(bytes, 1));
 }
 

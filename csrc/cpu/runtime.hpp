@@ -26,10 +26,13 @@ using ParallelBody = void (*)(void* context, int64_t item, int worker);
 void run_parallel(int threads, int64_t items, ParallelBody body, void* context);
 
 // Scratch memory of the calling thread, 64-byte aligned, valid until that thread's next call with
-// the same use: a kernel's own, or what an operation that is composed of kernels holds meanwhile.
+// the same use: a kernel's own; what an operation that is composed of kernels holds meanwhile; or
+// that of a worker in a parallel loop, which is better than a part of the kernel's: from call to
+// call it stays in the cache of the worker's core, not another's. Between items of a loop its
+// contents stay as they are, if all ask for as much.
 // It grows to the largest request and is kept, so that a training loop allocates nothing. Throws
 // std::bad_alloc.
-enum class ScratchUse { kernel, composed };
+enum class ScratchUse { kernel, composed, worker };
 void* scratch(size_t bytes, ScratchUse use = ScratchUse::kernel);
 
 }  // namespace pyconv::cpu
