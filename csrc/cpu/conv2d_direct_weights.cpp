@@ -225,8 +225,6 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
   Scratch memory;
   const int64_t partials_at = memory.reserve<float>((cut.chunks - 1) * weights);
   const int64_t bias_at = memory.reserve<float>(cut.chunks * s.oc);
-  const int64_t x_at = memory.reserve<float>(threads * x_size);
-  const int64_t dy_at = memory.reserve<float>(threads * dy_size);
   const int64_t dw_rows_at = memory.reserve<int64_t>(s.groups * cut.rows);
   const int64_t offsets_at = memory.reserve<int64_t>(s.groups * cut.rows);
   memory.allocate();
@@ -255,7 +253,7 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
     }
   }
 
-  parallel_for(threads, cut.chunks * panel_parts * row_parts, [&](int64_t item, int worker) {
+  parallel_for(threads, cut.chunks * panel_parts * row_parts, [&](int64_t item, int) {
     const int64_t row_part = item % row_parts, panel_part = item / row_parts % panel_parts;
     const int64_t chunk = item / row_parts / panel_parts;
     const int64_t panel_begin = part_begin(cut.panels, panel_parts, panel_part);
@@ -266,8 +264,11 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
     const int64_t block_end = part_begin(cut.blocks, cut.chunks, chunk + 1);
     float* const sums = chunk == 0 ? dw : partials + (chunk - 1) * weights;
     float* const bias = biases + chunk * s.oc;
-    float* const x_copy = memory.at<float>(x_at) + worker * x_size;
-    float* const dy_copy = memory.at<float>(dy_at) + worker * dy_size;
+    Scratch own;
+    const int64_t x_at = own.reserve<float>(x_size), dy_at = own.reserve<float>(dy_size);
+    own.allocate(ScratchUse::worker);
+    float* const x_copy = own.at<float>(x_at);
+    float* const dy_copy = own.at<float>(dy_at);
 
     // The channels that these rows meet, from the first group's first to the last group's last.
     const auto channel_of = [&](int64_t row) {

@@ -346,7 +346,6 @@ void windows_backward_data(const ConvPoolShape& p, float scale, const float* dy,
   Scratch memory;
   const int64_t w_at = memory.reserve<float>(slices * s.oc * window_taps * lanes);
   const int64_t band_size = in_place ? 0 : band.size();
-  const int64_t band_at = memory.reserve<float>(threads * band_size);
   memory.allocate();
 
   // [slice][feature][tap][lanes], with the gradients' scale.
@@ -362,9 +361,12 @@ void windows_backward_data(const ConvPoolShape& p, float scale, const float* dy,
     }
   });
 
-  parallel_for(threads, s.n, [&](int64_t n, int worker) {
+  parallel_for(threads, s.n, [&](int64_t n, int) {
+    Scratch own;
+    const int64_t band_at = own.reserve<float>(band_size);
+    own.allocate(ScratchUse::worker);
     float* const image = dx + n * s.h * s.w * s.c;
-    float* const sums = in_place ? image : memory.at<float>(band_at) + worker * band_size;
+    float* const sums = in_place ? image : own.at<float>(band_at);
     clear(sums, in_place ? s.h * s.w * s.c : band_size);
     float* const origin = in_place ? sums + (band.top * s.w + band.left) * s.c : sums;
     WindowRow row{};
@@ -446,9 +448,7 @@ void conv2d_pool_backward_data(const ConvPoolShape& p, float scale, const float*
 
   Scratch memory;
   const int64_t w_at = memory.reserve<float>(s.oc * patch);
-  const int64_t terms_at = memory.reserve<Term>(threads * 5 * block);
   const int64_t band_size = in_place ? 0 : band.size();
-  const int64_t band_at = memory.reserve<float>(threads * band_size);
   const Pieces cut{s.kh, row};
   const int64_t pieces_at = memory.reserve<Piece>(cut.count());
   memory.allocate();
@@ -464,10 +464,14 @@ void conv2d_pool_backward_data(const ConvPoolShape& p, float scale, const float*
     }
   });
 
-  parallel_for(threads, s.n, [&](int64_t n, int worker) {
-    Term* const terms = memory.at<Term>(terms_at) + worker * 5 * block;
+  parallel_for(threads, s.n, [&](int64_t n, int) {
+    Scratch own;
+    const int64_t terms_at = own.reserve<Term>(5 * block);
+    const int64_t band_at = own.reserve<float>(band_size);
+    own.allocate(ScratchUse::worker);
+    Term* const terms = own.at<Term>(terms_at);
     float* const image = dx + n * s.h * s.w * s.c;
-    float* const sums = in_place ? image : memory.at<float>(band_at) + worker * band_size;
+    float* const sums = in_place ? image : own.at<float>(band_at);
     clear(sums, in_place ? s.h * s.w * s.c : band_size);
     // Where the first position's patch begins.
     float* const origin = in_place ? sums + (band.top * s.w + band.left) * s.c : sums;
@@ -528,11 +532,7 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
   Scratch memory;
   const int64_t sums_at = memory.reserve<float>(chunks * s.oc * patch);
   const int64_t bias_at = memory.reserve<float>(chunks * s.oc);
-  const int64_t terms_at = memory.reserve<Term>(threads * part * (most_terms + 1));
-  const int64_t pixel_at = memory.reserve<Term>(threads * part);
-  const int64_t counts_at = memory.reserve<int32_t>(threads * part);
   const int64_t band_size = Band(p, 0, band_rows).size();
-  const int64_t band_at = memory.reserve<float>(threads * band_size);
   const Pieces cut{s.kh, row};
   const int64_t pieces_at = memory.reserve<Piece>(cut.count());
   memory.allocate();
@@ -541,7 +541,7 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
   float* const all_sums = memory.at<float>(sums_at);
   float* const all_bias = memory.at<float>(bias_at);
 
-  parallel_for(threads, chunks * parts, [&](int64_t item, int worker) {
+  parallel_for(threads, chunks * parts, [&](int64_t item, int) {
     const int64_t chunk = item / parts;
     const int64_t first = part_begin(s.oc, parts, item % parts);
     const int64_t features = part_begin(s.oc, parts, item % parts + 1) - first;
@@ -550,10 +550,16 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
     float* const bias = all_bias + chunk * s.oc + first;
     clear(sums, features * patch);
     clear(bias, features);
-    Term* const terms = memory.at<Term>(terms_at) + worker * part * (most_terms + 1);
-    Term* const pixel = memory.at<Term>(pixel_at) + worker * part;
-    int32_t* const counts = memory.at<int32_t>(counts_at) + worker * part;
-    float* const copied = memory.at<float>(band_at) + worker * band_size;
+    Scratch own;
+    const int64_t terms_at = own.reserve<Term>(part * (most_terms + 1));
+    const int64_t pixel_at = own.reserve<Term>(part);
+    const int64_t counts_at = own.reserve<int32_t>(part);
+    const int64_t band_at = own.reserve<float>(band_size);
+    own.allocate(ScratchUse::worker);
+    Term* const terms = own.at<Term>(terms_at);
+    Term* const pixel = own.at<Term>(pixel_at);
+    int32_t* const counts = own.at<int32_t>(counts_at);
+    float* const copied = own.at<float>(band_at);
 
     const int64_t end = part_begin(s.n, chunks, chunk + 1);
     for (int64_t n = part_begin(s.n, chunks, chunk); n < end; ++n) {
