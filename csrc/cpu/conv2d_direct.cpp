@@ -237,11 +237,15 @@ struct Cut {
   Packing packing;
 };
 // Whether the weights are multiplied as they lie: a panel's rows are contiguous, though far apart,
-// and few tiles of results would make up for packing them.
+// and few tiles of results would make up for packing them. Where pairs of classes meet the same
+// weights one after the other, these must stay in the second-level cache meanwhile.
 bool weights_as_they_lie(const TapConvolution& conv) {
-  constexpr int64_t most_positions = 3 * max_tile_rows;
+  constexpr int64_t most_positions = 3 * max_tile_rows, most_bytes = 5 << 19;
+  const int64_t bytes =
+      float_bytes * conv.kernel_h * conv.kernel_w * conv.depth * conv.groups * conv.features;
   return conv.weight_f == 1 && conv.weight_tap == conv.depth * conv.weight_k &&
-         conv.features % lanes == 0 && conv.n * conv.result_h * conv.result_w <= most_positions;
+         conv.features % lanes == 0 && conv.n * conv.result_h * conv.result_w <= most_positions &&
+         (TapTable::pairs(conv) == 1 || bytes <= most_bytes);
 }
 Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
   // Of the packed panels of an item, which should stay in the nearer caches; several are read
