@@ -223,8 +223,6 @@ void for_class_pairs(const TapConvolution& conv, const TapTable& table, int64_t 
   }
 }
 
-// How the work is cut: an item is some images, some rows of the result, some panels. Any cut gives
-// the same bits, so it may depend on the number of threads.
 // Who packs the panels of the weights.
 enum class Packing {
   nobody,   // they are multiplied as they lie
@@ -232,10 +230,13 @@ enum class Packing {
   workers,  // each worker all of them: what another core has just written is slow to fetch
   items,    // each item its own: with many weights for few results, they do not leave the cache
 };
+// How the work is cut: an item is some images, some rows of the result, some panels. Any cut gives
+// the same bits, so it may depend on the number of threads.
 struct Cut {
   int64_t images, image_parts, row_parts, panel_parts;
   Packing packing;
 };
+
 // Whether the weights are multiplied as they lie: a panel's rows are contiguous, though far apart,
 // and few tiles of results would make up for packing them. Where pairs of classes meet the same
 // weights one after the other, these must stay in the second-level cache meanwhile.

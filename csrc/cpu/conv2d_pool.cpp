@@ -15,7 +15,8 @@
 //
 // The data gradient goes position by position, so that a patch is read and written once for all
 // features that win there; the weight gradient feature by feature, with its taps in registers. Both
-// are sums of scaled rows (accumulate, below).
+// are sums of scaled rows (add_terms, below). Where vectors are wide, the data gradient of a 3x3
+// kernel goes window by window instead (pool_windows.hpp).
 //
 // Deterministic: sums run over positions and features in their order, in the weight gradient over
 // chunks of the batch whose number depends on the shape only.

@@ -96,11 +96,11 @@ __attribute__((noinline)) void transform_inside(Transform transform, const float
   constexpr int In = Transform::in;
   // The rows that the tiles below read first: without this, most of the time is spent waiting for
   // them. A vector may be shorter than a cache line, but is fetched as a whole.
-  constexpr int next = min(Transform::in, Transform::out) == Transform::in ? Transform::in - 2 : 4;
+  constexpr int tile = In == Transform::out ? In - 2 : In;  // its side
 #pragma GCC unroll 8
-  for (int i = 0; i < next; ++i) {
+  for (int i = 0; i < tile; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < next; ++j) {
+    for (int j = 0; j < tile; ++j) {
       __builtin_prefetch(data + (In + i) * line + (j + 1) * pixel);
     }
   }

@@ -1,11 +1,11 @@
-// The inner loops under the gradients of a 3x3 convolution from a pooled gradient, where vectors
+// The inner loop under the data gradient of a 3x3 convolution from a pooled gradient, where vectors
 // are wide and registers many.
 //
 // The four positions of a 2x2 pooling window and the 3x3 kernel meet a patch of 4x4 pixels. Of a
 // slice of channels, as many as a vector holds, the patch is 16 vectors, half of the registers. So
-// a window is loaded once, and all features that won at any of its positions add to it (data
-// gradient), or multiply it (weight gradient): nine multiply-adds each. Which features won where is
-// a comparison of bytes; its bits are walked through.
+// a patch of dx is loaded once, and all features that won at any of the window's positions add to
+// it, with nine multiply-adds each. Which features won where is a comparison of bytes; its bits are
+// walked through.
 //
 // Sums run over the windows row by row, within a window position by position, then by feature.
 #pragma once
@@ -30,13 +30,13 @@ struct WindowRow {
   const float* weights;   // of these: [feature][tap][lanes]
 };
 
-inline vec load_pixel(const WindowRow& row, const float* patch, int i) {
+static inline vec load_pixel(const WindowRow& row, const float* patch, int i) {
   return load_part(patch + i / 4 * row.line + i % 4 * row.pixel, row.channels);
 }
 
 // body(feature, gradient) for each feature that won at a position of the window.
 template <class Body>
-inline void for_winners(uint64_t winners, const float* dy, const Body& body) {
+static inline void for_winners(uint64_t winners, const float* dy, const Body& body) {
   for (; winners != 0; winners &= winners - 1) {
     const int f = __builtin_ctzll(winners);
     body(f, broadcast(dy[f]));
@@ -47,8 +47,8 @@ inline void for_winners(uint64_t winners, const float* dy, const Body& body) {
 constexpr int patch_pixel(int k, int i) { return (k / 2 + i / 3) * 4 + k % 2 + i % 3; }
 
 template <int k>
-inline void add_to_patch(uint64_t winners, const float* dy, const float* weights,
-                         vec (&patch)[window_pixels]) {
+static inline void add_to_patch(uint64_t winners, const float* dy, const float* weights,
+                                vec (&patch)[window_pixels]) {
   for_winners(winners, dy, [&](int f, vec gradient) __attribute__((always_inline)) {
     const float* const w = weights + f * window_taps * lanes;
 #pragma GCC unroll 9
@@ -59,7 +59,7 @@ inline void add_to_patch(uint64_t winners, const float* dy, const float* weights
   });
 }
 // dx += the row's gradients. weights: [feature][tap][lanes]; dx: at the first window's patch.
-inline void add_windows(const WindowRow& row, float* dx) {
+static inline void add_windows(const WindowRow& row, float* dx) {
   const float* dy = row.dy;
   const uint8_t* winner = row.winner;
   for (int64_t i = 0; i < row.windows; ++i, dy += row.window, winner += row.window) {

@@ -9,6 +9,8 @@
 
 namespace pyconv::cpu::PYCONV_ISA {
 
+namespace {
+
 // B^T: the values of a patch to as many transforms.
 template <int M>
 struct InputTransform;
@@ -222,5 +224,7 @@ inline void transform_square(Transform transform, const Row& row, float* to, int
     for (int i = 0; i < Out; ++i, at += Out * step) store(at, result[i]);
   }
 }
+
+}  // namespace
 
 }  // namespace pyconv::cpu::PYCONV_ISA
