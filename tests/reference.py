@@ -381,7 +381,8 @@ def adam_step(w, dw, m, v, step, learning_rate, beta_1=0.9, beta_2=0.999, epsilo
 # a function that is applied to matrices and arrays first: abs, or none.
 
 WINOGRAD_POINTS = {4: (0, 1, -1, 2, -2), 6: (0, 1, -1, 2, -2, 1 / 2, -1 / 2)}  # and infinity
-WINOGRAD_ROUNDINGS = 24  # of the transforms of both factors and of the result, and the bias
+# Of the transforms of both factors and of the result, and the bias.
+WINOGRAD_ROUNDINGS = {4: 22, 6: 24}
 
 
 def winograd_matrices(m) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -51,14 +51,14 @@ def assert_gradients(m, case, got, expected, dense_dy, x, w, more=0) -> None:
     n, oh, ow, f = dense_dy.shape
     if np.max(pads(case)) <= 2:
         size = reference.winograd_backward_data(m, dense_dy, w, case.x, case.padding, of=np.abs)
-        bound = sum_bound(f + WINOGRAD_ROUNDINGS + more, size)
+        bound = sum_bound(f + WINOGRAD_ROUNDINGS[m] + more, size)
     else:  # with more padding it is computed directly
         size = reference.conv2d_backward_data(np.abs(dense_dy), np.abs(w), case.x, **case.geometry)
         bound = sum_bound(9 * f + more, size)
     assert_within(dx, expected[0], bound, f"dx {case}")
     tiles = n * -(-oh // m) * -(-ow // m)
     size = reference.winograd_backward_weights(m, dense_dy, x, case.padding, of=np.abs)
-    assert_within(dw, expected[1], sum_bound(tiles + WINOGRAD_ROUNDINGS + more, size), f"dw {case}")
+    assert_within(dw, expected[1], sum_bound(tiles + WINOGRAD_ROUNDINGS[m] + more, size), f"dw {case}")
     size = np.abs(dense_dy).sum((0, 1, 2))
     assert_within(db, expected[2], sum_bound(n * oh * ow + more, size), f"db {case}")
 
@@ -84,7 +84,7 @@ def test_reals_are_within_the_rounding_bound(isa, m, case, activation):
     y = kernels.conv2d(x, w, b, **case.geometry, activation=activation)
     expected = reference.conv2d(x, w, b, **case.geometry, activation=activation)
     size = reference.winograd_conv2d(m, x, w, b, case.padding, of=np.abs)
-    assert_within(y, expected, sum_bound(case.w[2] + WINOGRAD_ROUNDINGS, size), f"y {case}")
+    assert_within(y, expected, sum_bound(case.w[2] + WINOGRAD_ROUNDINGS[m], size), f"y {case}")
 
     dy = reals("dy", y.shape)
     mask = np.maximum(reals("y", y.shape), 0)
@@ -104,7 +104,7 @@ def test_pooled_reals_are_within_the_rounding_bound(isa, m, case):
     y, winner = kernels.conv2d_pool(x, w, b, **case.geometry, rate=0.3, seed=3)
     expected, _ = reference.conv2d_pool(x, w, b, 0.3, 3, **case.geometry)
     size = reference.winograd_conv2d(m, x, w, b, case.padding, of=np.abs)
-    bound = sum_bound(case.w[2] + WINOGRAD_ROUNDINGS + 2, reference.max_pool2d(size)[0] / 0.7)
+    bound = sum_bound(case.w[2] + WINOGRAD_ROUNDINGS[m] + 2, reference.max_pool2d(size)[0] / 0.7)
     assert_within(y, expected, bound, f"y {case}")
     assert ((winner == 4) == (y == 0)).all()
     # What wins is as large as the largest, but for the bound.
