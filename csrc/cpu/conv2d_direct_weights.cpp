@@ -348,22 +348,11 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
   });
 
   // Add the chunks up, in their order.
-  const auto add_chunks = [&](float* to, const float* from, int64_t step, int64_t begin,
-                              int64_t end) {
-    for (int64_t i = begin; i < end; i += lanes) {
-      const int64_t count = min(lanes, end - i);
-      vec sum = load_part(to + i, count);
-      for (int64_t chunk = 1; chunk < cut.chunks; ++chunk) {
-        sum = add(sum, load_part(from + (chunk - 1) * step + i, count));
-      }
-      store_part(to + i, sum, count);
-    }
-  };
   if (cut.chunks > 1) {
     parallel_ranges(weights, 4096, [&](int64_t begin, int64_t end) {
-      add_chunks(dw, partials, weights, begin, end);
+      add_arrays(dw, partials, cut.chunks - 1, weights, begin, end);
     });
-    add_chunks(biases, biases + s.oc, s.oc, 0, s.oc);
+    add_arrays(biases, biases + s.oc, cut.chunks - 1, s.oc, 0, s.oc);
   }
   if (db != nullptr) copy(db, biases, s.oc);
 }

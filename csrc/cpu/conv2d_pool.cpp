@@ -330,9 +330,8 @@ void direct_pool(const ConvPoolShape& p, const float* x, const float* w, const f
 // 3x3 kernels, where vectors are wide: see pool_windows.hpp
 
 bool windows_pay(const ConvPoolShape& p) {
-  const Conv2dShape& s = p.conv;
-  return windows_fit_registers && s.kh == 3 && s.kw == 3 && s.stride_h == 1 && s.stride_w == 1 &&
-         s.dilation_h == 1 && s.dilation_w == 1 && s.c >= lanes;
+  // What Winograd's algorithm fits is what this fits: 3x3, strides, dilation and groups of 1.
+  return windows_fit_registers && winograd_fits(p.conv) && p.conv.c >= lanes;
 }
 
 void windows_backward_data(const ConvPoolShape& p, float scale, const float* dy,
@@ -610,21 +609,15 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
   // Add the chunks up, in their order, and exchange the axes.
   const int64_t chunk_size = s.oc * patch;
   parallel_ranges(chunk_size, 4 * 1024, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-      const float* const from = all_sums + chunk * chunk_size;
-      for (int64_t i = begin; i < end; ++i) all_sums[i] += from[i];
-    }
+    add_arrays(all_sums, all_sums + chunk_size, chunks - 1, chunk_size, begin, end);
   });
   parallel_ranges(patch, 64, [&](int64_t begin, int64_t end) {
     for (int64_t f = 0; f < s.oc; ++f) {
       for (int64_t i = begin; i < end; ++i) dw[i * s.oc + f] = all_sums[f * patch + i];
     }
   });
-  for (int64_t f = 0; f < s.oc && db != nullptr; ++f) {
-    float sum = all_bias[f];
-    for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += all_bias[chunk * s.oc + f];
-    db[f] = sum;
-  }
+  add_arrays(all_bias, all_bias + s.oc, chunks - 1, s.oc, 0, s.oc);
+  if (db != nullptr) copy(db, all_bias, s.oc);
 }
 
 }  // namespace pyconv::cpu::PYCONV_ISA

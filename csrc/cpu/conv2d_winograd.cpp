@@ -86,22 +86,24 @@ struct Source {
   int64_t h, w, c;
 };
 
-// The transforms of a square of pixels, all inside the image, for one vector of channels. A
-// function of its own: within a larger one the compiler runs out of registers, and it takes half as
-// long again.
+// The transforms of a square of pixels, all inside the image, for one vector of channels, which may
+// be the first one of a cache line. A function of its own: within a larger one the compiler runs
+// out of registers, and it takes half as long again.
 template <bool masked, class Transform>
 __attribute__((noinline)) void transform_inside(Transform transform, const float* data,
-                                                const float* mask, int64_t line, int64_t pixel,
-                                                float* to, int64_t step) {
+                                                const float* mask, bool new_line, int64_t line,
+                                                int64_t pixel, float* to, int64_t step) {
   constexpr int In = Transform::in;
   // The rows that the tiles below read first: without this, most of the time is spent waiting for
-  // them. A vector may be shorter than a cache line, but is fetched as a whole.
-  constexpr int tile = In == Transform::out ? In - 2 : In;  // its side
+  // them.
+  if (new_line) {
+    constexpr int tile = In == Transform::out ? In - 2 : In;  // its side
 #pragma GCC unroll 8
-  for (int i = 0; i < tile; ++i) {
+    for (int i = 0; i < tile; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < tile; ++j) {
-      __builtin_prefetch(data + (In + i) * line + (j + 1) * pixel);
+      for (int j = 0; j < tile; ++j) {
+        __builtin_prefetch(data + (In + i) * line + (j + 1) * pixel);
+      }
     }
   }
   const auto read_row = [=](int i, vec(&values)[In]) {
@@ -131,8 +133,8 @@ void transform_pixels(Transform transform, const Source& source, int64_t image, 
   int64_t c = begin;
   if (inside) {
     for (; c + lanes <= end; c += lanes) {
-      transform_inside<masked>(transform, data + c, masked ? mask + c : nullptr, line, pixel,
-                               place(c), step);
+      transform_inside<masked>(transform, data + c, masked ? mask + c : nullptr,
+                               c % cache_line == 0, line, pixel, place(c), step);
     }
   }
   const int64_t left = max(0, -col), right = min(In, source.w - col);
@@ -210,7 +212,7 @@ void transform_weights(const Convolution& conv, int64_t panel, int64_t begin, in
   }
 }
 
-// Y = A^T M A of one tile and the vectors of features [begin, end), and what follows.
+// Y = A^T P A of one tile and the vectors of features [begin, end), and what follows.
 template <int M>
 void finish_tile(const Convolution& conv, const TilePosition<M>& tile, int64_t begin, int64_t end,
                  const float* m, int64_t step) {
@@ -621,14 +623,9 @@ void backward_weights(const Conv2dShape& s, Activation activation, const float* 
   });
 
   // Add the chunks up, in their order.
-  parallel_ranges(planes<M> * sum_step, 16 * 1024, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += lanes) {
-      vec sum = load(all_sums + i);
-      for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-        sum = add(sum, load(all_sums + chunk * planes<M> * sum_step + i));
-      }
-      store(all_sums + i, sum);
-    }
+  const int64_t chunk_size = planes<M> * sum_step;
+  parallel_ranges(chunk_size, 16 * 1024, [&](int64_t begin, int64_t end) {
+    add_arrays(all_sums, all_sums + chunk_size, chunks - 1, chunk_size, begin, end);
   });
   parallel_for(threads, panels * s.c, [&](int64_t item, int) {
     const int64_t panel = item / s.c, c = item % s.c;
@@ -646,11 +643,8 @@ void backward_weights(const Conv2dShape& s, Activation activation, const float* 
       }
     }
   });
-  for (int64_t f = 0; f < oc && db != nullptr; ++f) {
-    float sum = all_bias[f];
-    for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += all_bias[chunk * width + f];
-    db[f] = sum;
-  }
+  add_arrays(all_bias, all_bias + width, chunks - 1, width, 0, oc);
+  if (db != nullptr) copy(db, all_bias, oc);
 }
 
 }  // namespace

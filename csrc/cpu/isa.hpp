@@ -79,6 +79,19 @@ static inline void masked_copy(const float* src, const float* y, float* dst, int
   for (; i + lanes <= size; i += lanes) store(dst + i, where_positive(load(y + i), load(src + i)));
   for (; i < size; ++i) dst[i] = y[i] > 0.0f ? src[i] : 0.0f;
 }
+// to[i] += from[i] + from[step + i] + ... of `count` arrays, one after the other, for i in [begin,
+// end).
+static inline void add_arrays(float* to, const float* from, int64_t count, int64_t step,
+                              int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += lanes) {
+    const int64_t part = min(lanes, end - i);
+    vec sum = load_part(to + i, part);
+    for (int64_t array = 0; array < count; ++array) {
+      sum = add(sum, load_part(from + array * step + i, part));
+    }
+    store_part(to + i, sum, part);
+  }
+}
 static inline void clear(float* p, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = 0.0f;
 }

@@ -34,6 +34,15 @@ static inline vec load_pixel(const WindowRow& row, const float* patch, int i) {
   return load_part(patch + i / 4 * row.line + i % 4 * row.pixel, row.channels);
 }
 
+// For paths with narrow vectors, which take another way, but are compiled; simd_avx512.hpp has its
+// own.
+template <class Byte>
+static inline uint64_t bytes_equal(const Byte* p, int64_t n, uint8_t value) {
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < n; ++i) bits |= static_cast<uint64_t>(p[i] == value) << i;
+  return bits;
+}
+
 // body(feature, gradient) for each feature that won at a position of the window.
 template <class Body>
 static inline void for_winners(uint64_t winners, const float* dy, const Body& body) {

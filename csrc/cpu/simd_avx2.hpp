@@ -99,20 +99,6 @@ static inline void count_below(int32_t* counts, const uint8_t* which, uint8_t li
   _mm256_storeu_si256(at, _mm256_sub_epi32(_mm256_loadu_si256(at), below(which, limit)));
 }
 
-// Bit i: whether p[i] is value, for i < n <= 64.
-static inline uint64_t bytes_equal(const uint8_t* p, int64_t n, uint8_t value) {
-  const __m256i wanted = _mm256_set1_epi8(static_cast<char>(value));
-  uint64_t bits = 0;
-  int64_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i));
-    const int equal = _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, wanted));
-    bits |= static_cast<uint64_t>(static_cast<uint32_t>(equal)) << i;
-  }
-  for (; i < n; ++i) bits |= static_cast<uint64_t>(p[i] == value) << i;
-  return bits;
-}
-
 // Vectors of 64-bit integers.
 using wide = __m256i;
 constexpr int wide_lanes = 4;

@@ -148,11 +148,4 @@ static inline void count_below(int32_t* counts, const uint8_t* which, uint8_t li
   for (int i = 0; i < lanes; ++i) counts[i] += which[i] < limit ? 1 : 0;
 }
 
-// Bit i: whether p[i] is value, for i < n <= 64.
-static inline uint64_t bytes_equal(const uint8_t* p, int64_t n, uint8_t value) {
-  uint64_t bits = 0;
-  for (int64_t i = 0; i < n; ++i) bits |= static_cast<uint64_t>(p[i] == value) << i;
-  return bits;
-}
-
 }  // namespace pyconv::cpu::PYCONV_ISA

@@ -11,6 +11,12 @@ namespace pyconv::cpu::PYCONV_ISA {
 
 namespace {
 
+// What the rows of a point and of its negative give.
+static inline void add_and_sub(vec even, vec odd, vec& plus, vec& minus) {
+  plus = add(even, odd);
+  minus = sub(even, odd);
+}
+
 // B^T: the values of a patch to as many transforms.
 template <int M>
 struct InputTransform;
@@ -22,8 +28,7 @@ struct InputTransform<4> {
     const vec even = fnmadd(four, d[2], d[4]), odd = fnmadd(four, d[1], d[3]);
     const vec even2 = sub(d[4], d[2]), odd2 = sub(d[3], d[1]);
     t[0] = fmadd(four, d[0], fnmadd(five, d[2], d[4]));
-    t[1] = add(even, odd);
-    t[2] = sub(even, odd);
+    add_and_sub(even, odd, t[1], t[2]);
     t[3] = fmadd(two, odd2, even2);
     t[4] = fnmadd(two, odd2, even2);
     t[5] = fmadd(four, d[1], fnmadd(five, d[3], d[5]));
@@ -44,12 +49,9 @@ struct InputTransform<6> {
     const vec even3 = fmadd(c16, d[2], fnmadd(c20, d[4], d[6]));
     const vec odd3 = fmadd(half, d[5], fnmadd(c10, d[3], mul(two, d[1])));
     t[0] = fmadd(c21, sub(d[4], d[2]), sub(d[0], d[6]));
-    t[1] = add(even1, odd1);
-    t[2] = sub(even1, odd1);
-    t[3] = add(even2, odd2);
-    t[4] = sub(even2, odd2);
-    t[5] = add(even3, odd3);
-    t[6] = sub(even3, odd3);
+    add_and_sub(even1, odd1, t[1], t[2]);
+    add_and_sub(even2, odd2, t[3], t[4]);
+    add_and_sub(even3, odd3, t[5], t[6]);
     t[7] = fmadd(c21, sub(d[3], d[5]), sub(d[7], d[1]));
   }
 };
@@ -99,10 +101,8 @@ struct GradientTransform<4> {
     const vec even1 = add(y[0], y[2]), odd1 = add(y[1], y[3]);
     const vec even2 = fmadd(four, y[2], y[0]), odd2 = mul(two, fmadd(four, y[3], y[1]));
     m[0] = y[0];
-    m[1] = add(even1, odd1);
-    m[2] = sub(even1, odd1);
-    m[3] = add(even2, odd2);
-    m[4] = sub(even2, odd2);
+    add_and_sub(even1, odd1, m[1], m[2]);
+    add_and_sub(even2, odd2, m[3], m[4]);
     m[5] = y[3];
   }
 };
@@ -118,12 +118,9 @@ struct GradientTransform<6> {
     const vec even3 = times(1.0f / 16, y[4], times(1.0f / 4, y[2], y[0]));
     const vec odd3 = mul(broadcast(0.5f), times(1.0f / 16, y[5], times(1.0f / 4, y[3], y[1])));
     m[0] = y[0];
-    m[1] = add(even1, odd1);
-    m[2] = sub(even1, odd1);
-    m[3] = add(even2, odd2);
-    m[4] = sub(even2, odd2);
-    m[5] = add(even3, odd3);
-    m[6] = sub(even3, odd3);
+    add_and_sub(even1, odd1, m[1], m[2]);
+    add_and_sub(even2, odd2, m[3], m[4]);
+    add_and_sub(even3, odd3, m[5], m[6]);
     m[7] = y[5];
   }
 };
@@ -142,8 +139,7 @@ struct TapsTransform<4> {
     u[0] = mul(quarter, w[0]);
     u[1] = sub(zero(), add(even1, odd1));
     u[2] = sub(odd1, even1);
-    u[3] = add(even2, odd2);
-    u[4] = sub(even2, odd2);
+    add_and_sub(even2, odd2, u[3], u[4]);
     u[5] = w[2];
   }
 };
@@ -159,12 +155,9 @@ struct TapsTransform<6> {
     const vec even3 = fmadd(broadcast(8.0f / 45), w[2], factor(32.0f / 45, w[0]));
     const vec odd3 = factor(16.0f / 45, w[1]);
     u[0] = w[0];
-    u[1] = add(even1, odd1);
-    u[2] = sub(even1, odd1);
-    u[3] = add(even2, odd2);
-    u[4] = sub(even2, odd2);
-    u[5] = add(even3, odd3);
-    u[6] = sub(even3, odd3);
+    add_and_sub(even1, odd1, u[1], u[2]);
+    add_and_sub(even2, odd2, u[3], u[4]);
+    add_and_sub(even3, odd3, u[5], u[6]);
     u[7] = w[2];
   }
 };
