@@ -58,7 +58,9 @@ def assert_gradients(m, case, got, expected, dense_dy, x, w, more=0) -> None:
     assert_within(dx, expected[0], bound, f"dx {case}")
     tiles = n * -(-oh // m) * -(-ow // m)
     size = reference.winograd_backward_weights(m, dense_dy, x, case.padding, of=np.abs)
-    assert_within(dw, expected[1], sum_bound(tiles + WINOGRAD_ROUNDINGS[m] + more, size), f"dw {case}")
+    assert_within(
+        dw, expected[1], sum_bound(tiles + WINOGRAD_ROUNDINGS[m] + more, size), f"dw {case}"
+    )
     size = np.abs(dense_dy).sum((0, 1, 2))
     assert_within(db, expected[2], sum_bound(n * oh * ow + more, size), f"db {case}")
 
