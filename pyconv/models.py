@@ -70,6 +70,7 @@ class Sequential:
         self._parameters: FlatParameters | None = None
         self._training_plan: Plan | None = None
         self._inference_plan: Plan | None = None
+        self._placed_at: object = None  # the last write when the plan's device had all parameters
         self._graph = StepGraph()
         self._numbers: StepNumbers | None = None
         self._step = 0  # of training; selects dropout's masks
@@ -632,6 +633,7 @@ class Sequential:
         sample_losses, predictions = self._graph.run(
             launch, plan.device, key, list(optimizer.slots.values())
         )
+        Parameter.written()
         optimizer.iterations += 1
         self._step += 1
         self._add(means, sample_losses, y, predictions)
@@ -702,10 +704,14 @@ class Sequential:
     def _plan_for_inference(self, capacity: int) -> Plan:
         if not _serves(self._inference_plan, capacity):
             assert self._sample_shape is not None
-            self._inference_plan = None
-            self._inference_plan = Plan(self._layers, self._sample_shape, capacity, loss=self.loss)
+            self._inference_plan = self._placed_at = None
+            self._inference_plan = Plan(
+                self._layers, self._sample_shape, capacity, loss=self.loss, repeated=True
+            )
         assert self._inference_plan is not None
-        place((parameter for _, parameter in self._named_parameters()), backend.current())
+        if self._placed_at is not Parameter.last_write:
+            place((parameter for _, parameter in self._named_parameters()), backend.current())
+            self._placed_at = Parameter.last_write
         return self._inference_plan
 
     def _forget_plans(self) -> None:

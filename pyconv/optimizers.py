@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyconv import backend, kernels
+from pyconv.layers.base import Parameter
 
 
 class Optimizer:
@@ -54,6 +55,7 @@ class Optimizer:
         """
         self.prepare(weights)
         self.step(weights, gradients, self.learning_rate, self.iterations + 1)
+        Parameter.written()
         self.iterations += 1
 
     def prepare(self, weights: np.ndarray) -> None:

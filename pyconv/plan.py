@@ -41,6 +41,7 @@ from pyconv.layers import (
     Parameter,
 )
 from pyconv.losses import CategoricalCrossentropy, Loss
+from pyconv.recording import RecordedForward
 
 _ALIGNMENT = 16  # floats in a cache line
 
@@ -82,6 +83,7 @@ class Plan:
         capacity: largest batch; smaller ones use the leading part of the buffers.
         training: with True every block keeps its outputs, so that :meth:`backward` is possible.
             With False all of them share two buffers.
+        repeated: whether the forward pass is worth recording. Results differ by rounding.
         gradients: for training, the arrays that receive the gradients of the parameters.
         loss: the loss that :meth:`forward_loss` computes.
     """
@@ -94,6 +96,7 @@ class Plan:
         training: bool = False,
         gradients: Mapping[Parameter, np.ndarray] | None = None,
         loss: Loss | None = None,
+        repeated: bool = False,
     ) -> None:
         self.device = backend.current()
         self.input_shape = input_shape
@@ -111,6 +114,8 @@ class Plan:
             self._allocate_training(gradients or {})
         else:
             self._allocate_inference()
+        self._records = repeated and self.device.name == "cpu"
+        self._sequences: dict[int, RecordedForward] = {}
 
     @property
     def on_device(self) -> bool:
@@ -149,7 +154,17 @@ class Plan:
             training: whether dropout acts.
             step: the number of the training step, which selects dropout's masks.
         """
-        for block in self.blocks:
+        return self._run(self.blocks, x, training, step)
+
+    def _run(self, blocks: list[Block], x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        if self._records and blocks:
+            # The loss may leave out the last block.
+            sequence = self._sequences.get(len(blocks))
+            if sequence is None:
+                sequence = RecordedForward(blocks, self.device, self.capacity)
+                self._sequences[len(blocks)] = sequence
+            return sequence.forward(x)
+        for block in blocks:
             x = block.forward(x, training, step)
         return x
 
@@ -163,9 +178,7 @@ class Plan:
             training, step: as for :meth:`forward`.
         """
         assert self._head is not None
-        for block in self._loss_blocks:
-            x = block.forward(x, training, step)
-        return self._head.forward(x, labels)
+        return self._head.forward(self._run(self._loss_blocks, x, training, step), labels)
 
     def backward(self) -> None:
         """Overwrites the gradients with those of the mean loss of the last :meth:`forward_loss`."""
@@ -422,7 +435,10 @@ def as_float32(x: np.ndarray) -> np.ndarray:
     Raises:
         TypeError: if `x` does not hold real numbers.
     """
-    return np.require(check_numbers(x), np.float32, ["C", "A"])
+    x = check_numbers(x)
+    if x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
+        return x  # what `require` would find out more slowly
+    return np.require(x, np.float32, ["C", "A"])
 
 
 def check_numbers(x: Any) -> Any:

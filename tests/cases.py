@@ -120,6 +120,14 @@ CONV_CASES: tuple[ConvCase, ...] = (
     ConvCase("n1_1x1_image", (1, 1, 1, 16), (1, 1), 16),
     ConvCase("n1_1x1_image_same", (1, 1, 1, 3), (3, 3), 17, padding="same"),
     ConvCase("n5_3x3_image", (5, 3, 3, 16), (3, 3), 32),
+    # Few channels: a first layer.
+    *(
+        ConvCase(f"first_c{c}_stride{stride}", (2, 9, 23, c), (3, 5), 35, strides=stride, padding=2)
+        for c, stride in ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (2, 4), (3, 2), (4, 2))
+    ),
+    ConvCase("first_many_rows", (1, 90, 60, 3), (5, 3), 16, padding="same", activation="relu"),
+    ConvCase("first_dilated", (2, 11, 9, 4), (3, 3), 40, padding=3, dilation_rate=(3, 1)),
+    ConvCase("first_padded_past", (1, 2, 3, 3), (3, 3), 8, padding=((4, 3), (5, 4))),
     # Few pixels and many weights, and the other way round.
     ConvCase("n1_1x1_many", (1, 1, 1, 150), (3, 3), 200, padding="same", activation="relu"),
     ConvCase("n2_1x1_groups", (2, 1, 1, 96), (1, 1), 132, groups=2, activation="relu"),

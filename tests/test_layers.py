@@ -180,13 +180,13 @@ class TestWeights:
     def test_set_weights(self):
         dense = Dense(2)
         dense.build((None, 3))
-        value = dense.parameters[0].value
+        array = dense.parameters[0].array
         dense.set_weights([np.arange(6).reshape(3, 2), [1.0, 2.0]])
-        assert dense.parameters[0].value is value
+        assert dense.parameters[0].array is array
         np.testing.assert_array_equal(dense(np.eye(3)), [[1, 3], [3, 5], [5, 7]])
         copies = dense.get_weights()
         copies[0][...] = 0
-        assert value.any()
+        assert array.any()
         np.testing.assert_array_equal(np.asarray(dense.parameters[1]), [1, 2])
 
     def test_wrong_weights_change_nothing(self):

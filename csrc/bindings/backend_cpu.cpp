@@ -8,11 +8,15 @@
 
 #include "../cpu/dispatch.hpp"
 #include "../cpu/runtime.hpp"
+#include "../cpu/sequence.hpp"
+#include "array.hpp"
 #include "backend.hpp"
 
 namespace pyconv::bindings {
 
-const Operations& begin_call() { return cpu::operations(); }
+const Operations& begin_call() {
+  return cpu::Sequence::recording() ? cpu::Sequence::recorder() : cpu::operations();
+}
 
 namespace {
 
@@ -57,6 +61,25 @@ void set_num_threads(int64_t count) {
   cpu::set_num_threads(static_cast<int>(count));
 }
 
+void run_sequence(cpu::Sequence& sequence, const py::object& x_, const py::object& y_) {
+  const Array x = input(x_, "x"), y = output(y_, "out");
+  const int64_t in = sequence.in(), out = sequence.out();
+  if (in == 0) throw py::value_error("sequence: expected at least one kernel to be recorded.");
+  const int64_t n = x.shape().empty() ? 0 : x.dim(0);
+  if (x.shape().empty() || x.size() != n * in) {
+    throw py::value_error("x: expected samples of " + std::to_string(in) +
+                          " values. Received shape " + to_text(x.shape()) + ".");
+  }
+  if (y.size() != n * out) {
+    throw py::value_error("out: expected " + std::to_string(n) + " samples of " +
+                          std::to_string(out) + " values. Received shape " + to_text(y.shape()) +
+                          ".");
+  }
+  require_apart({&y}, {&x});
+  const py::gil_scoped_release release;
+  sequence.run(n, x.floats(), y.floats());
+}
+
 }  // namespace
 
 void define_backend(py::module_& m) {
@@ -70,6 +93,12 @@ void define_backend(py::module_& m) {
   m.def("set_num_threads", &set_num_threads, arg("count"));
   m.def("math_mode", [] { return math_modes[static_cast<int>(cpu::math_mode())]; });
   m.def("set_math_mode", &set_math_mode, arg("mode"));
+  py::class_<cpu::Sequence>(m, "Sequence", "A network's forward pass as one call.")
+      .def(py::init<>())
+      .def("begin", &cpu::Sequence::begin)
+      .def("end", &cpu::Sequence::end)
+      .def("__len__", &cpu::Sequence::size)
+      .def("run", &run_sequence, arg("x"), arg("out"));
   m.def("measure_peak", &measure_peak, arg("seconds") = 0.2);
 }
 

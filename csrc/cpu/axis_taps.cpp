@@ -1,8 +1,9 @@
 #include "axis_taps.hpp"
 
 #include <algorithm>
+#include <array>
 #include <deque>
-#include <memory>
+#include <utility>
 #include <vector>
 
 namespace pyconv::cpu {
@@ -12,8 +13,15 @@ struct AxisTaps::Storage {
     std::vector<AxisTap> taps;
     std::vector<AxisPosition> positions;
   };
+  AxisGeometry geometry;
+  bool backward;
+  int users = 1;  // all in one thread; the first is the memory of that thread
   std::deque<Group> groups;
   std::vector<AxisClass> classes;
+
+  Storage(const AxisGeometry& g, bool is_backward);
+  static Storage* find(const AxisGeometry& g, bool backward);
+  static void release(Storage* storage);
 };
 
 namespace {
@@ -43,35 +51,61 @@ bool same(const std::vector<AxisTap>& a, const std::vector<AxisTap>& b) {
 
 }  // namespace
 
-AxisTaps::AxisTaps(const AxisGeometry& g, bool backward) {
-  auto storage = std::make_unique<Storage>();
+AxisTaps::Storage::Storage(const AxisGeometry& g, bool is_backward)
+    : geometry(g), backward(is_backward) {
   const int64_t positions = backward ? g.in : g.out;
   for (int64_t position = 0; position < positions; ++position) {
     std::vector<AxisTap> taps = taps_of(g, position, backward);
     const int64_t origin = taps.empty() ? 0 : taps.front().offset;
     for (AxisTap& tap : taps) tap.offset -= origin;
     // Neighbours mostly share a class, so the newest ones are tried first.
-    auto group = std::find_if(storage->groups.rbegin(), storage->groups.rend(),
-                              [&](const Storage::Group& other) { return same(other.taps, taps); });
-    if (group == storage->groups.rend()) {
-      storage->groups.push_back({std::move(taps), {}});
-      group = storage->groups.rbegin();
+    auto group = std::find_if(groups.rbegin(), groups.rend(),
+                              [&](const Group& other) { return same(other.taps, taps); });
+    if (group == groups.rend()) {
+      groups.push_back({std::move(taps), {}});
+      group = groups.rbegin();
     }
     group->positions.push_back({position, origin});
   }
-  for (const Storage::Group& group : storage->groups) {
-    storage->classes.push_back({group.taps.data(), static_cast<int64_t>(group.taps.size()),
-                                group.positions.data(),
-                                static_cast<int64_t>(group.positions.size())});
+  for (const Group& group : groups) {
+    classes.push_back({group.taps.data(), static_cast<int64_t>(group.taps.size()),
+                       group.positions.data(), static_cast<int64_t>(group.positions.size())});
   }
-  classes = storage->classes.data();
-  class_count = static_cast<int64_t>(storage->classes.size());
-  storage_ = storage.release();
 }
+
+// The last few of this thread.
+AxisTaps::Storage* AxisTaps::Storage::find(const AxisGeometry& g, bool backward) {
+  struct Remembered {
+    std::array<Storage*, 32> storages = {};
+    size_t oldest = 0;
+    ~Remembered() {
+      for (Storage* storage : storages) release(storage);
+    }
+  };
+  thread_local Remembered remembered;
+  for (Storage* storage : remembered.storages) {
+    if (storage != nullptr && storage->backward == backward && storage->geometry == g) {
+      return storage;
+    }
+  }
+  Storage* const made = new Storage(g, backward);
+  release(std::exchange(remembered.storages[remembered.oldest], made));
+  remembered.oldest = (remembered.oldest + 1) % remembered.storages.size();
+  return made;
+}
+
+void AxisTaps::Storage::release(Storage* storage) {
+  if (storage != nullptr && --storage->users == 0) delete storage;
+}
+
+AxisTaps::AxisTaps(const AxisGeometry& g, bool backward) : storage_(Storage::find(g, backward)) {
+  ++storage_->users;
+  classes = storage_->classes.data();
+  class_count = static_cast<int64_t>(storage_->classes.size());
+}
+AxisTaps::~AxisTaps() { Storage::release(storage_); }
 
 AxisTaps AxisTaps::forward(const AxisGeometry& g) { return AxisTaps(g, false); }
 AxisTaps AxisTaps::backward_data(const AxisGeometry& g) { return AxisTaps(g, true); }
-
-AxisTaps::~AxisTaps() { delete storage_; }
 
 }  // namespace pyconv::cpu

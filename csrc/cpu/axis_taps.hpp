@@ -5,6 +5,9 @@
 // multiplying by them, output positions are sorted into classes that see the same taps, so that a
 // kernel runs the same loop for a whole class and every multiplication counts.
 //
+// Those of the last few geometries are remembered: for a small layer, finding them takes as long as
+// the convolution itself.
+//
 // Compiled once, with baseline flags, and nothing here is inline: neither it nor the vectors inside
 // may be instantiated in an object that is built for a larger instruction set.
 #pragma once
@@ -32,6 +35,7 @@ struct AxisClass {
 
 struct AxisGeometry {
   int64_t in, out, kernel, stride, pad, dilation;
+  bool operator==(const AxisGeometry&) const = default;
 };
 
 class AxisTaps {
@@ -51,7 +55,7 @@ class AxisTaps {
  private:
   AxisTaps(const AxisGeometry& g, bool backward);
   struct Storage;
-  Storage* storage_;
+  Storage* storage_;  // shared with those of this thread that have the same geometry
 };
 
 }  // namespace pyconv::cpu

@@ -28,6 +28,12 @@ void conv2d_direct_backward_data(const Conv2dShape& s, Activation activation, co
 void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
                                     const float* y, const float* x, float* dw, float* db);
 
+// conv2d_first.cpp: up to four channels, with groups and horizontal dilation of 1. What
+// conv2d_direct does where it fits.
+bool first_fits(const Conv2dShape& s);
+void conv2d_first(const Conv2dShape& s, Activation activation, const float* x, const float* w,
+                  const float* b, float* y);
+
 // conv2d_winograd.cpp: 3x3 with strides, dilation and groups of 1.
 bool winograd_fits(const Conv2dShape& s);
 // The side of the tiles of outputs to use it with, 4 or 6, where it fits and is expected to be

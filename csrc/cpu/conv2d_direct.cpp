@@ -225,6 +225,7 @@ void for_class_pairs(const TapConvolution& conv, const TapTable& table, int64_t 
 
 // Who packs the panels of the weights.
 enum class Packing {
+  kept,     // the caller keeps them packed
   nobody,   // they are multiplied as they lie
   at_once,  // all together, before the items
   workers,  // each worker all of them: what another core has just written is slow to fetch
@@ -248,7 +249,7 @@ bool weights_as_they_lie(const TapConvolution& conv) {
          conv.features % lanes == 0 && conv.n * conv.result_h * conv.result_w <= most_positions &&
          (TapTable::pairs(conv) == 1 || bytes <= most_bytes);
 }
-Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
+Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept) {
   // Of the packed panels of an item, which should stay in the nearer caches; several are read
   // together, as a panel's row is one cache line.
   constexpr int64_t panel_bytes = 1024 * 1024, most_panels = 4;
@@ -260,7 +261,7 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
   const int64_t weights_bytes = float_bytes * panels * panel_rows * panel_lanes;
   const int64_t wanted = items_per_thread * threads;
   Cut cut{};
-  if (weights_as_they_lie(conv)) {
+  if (!kept && weights_as_they_lie(conv)) {
     cut.images = conv.n;
     cut.image_parts = cut.row_parts = 1;
     cut.panel_parts = min(panels, wanted);
@@ -276,11 +277,24 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads) {
     cut.images = conv.n;
     cut.image_parts = cut.row_parts = 1;
     cut.panel_parts = max(ceil_div(panels, together), min(panels, wanted));
-    cut.packing = Packing::items;
+    cut.packing = kept ? Packing::kept : Packing::items;
+    return cut;
+  }
+  // Few results: by panels first, so that every thread fetches and packs its part of the weights
+  // only.
+  constexpr int64_t few_positions = 8 * max_tile_rows;
+  if (conv.n * conv.result_h * conv.result_w <= few_positions && conv.source_mask == nullptr) {
+    cut.images = conv.n;
+    cut.image_parts = 1;
+    cut.panel_parts = min(panels, threads);
+    cut.row_parts = min(conv.result_h, ceil_div(threads, cut.panel_parts));
+    cut.packing = kept ? Packing::kept : Packing::items;
     return cut;
   }
   constexpr int64_t own_bytes = 256 * 1024;
-  cut.packing = weights_bytes <= own_bytes ? Packing::workers : Packing::at_once;
+  cut.packing = kept                         ? Packing::kept
+                : weights_bytes <= own_bytes ? Packing::workers
+                                             : Packing::at_once;
   // Small images go several to an item, so that borders of one pixel still fill a tile.
   cut.images = max(1, min(2 * max_tile_rows, item_bytes / max(source_bytes + result_bytes, 1)));
   cut.images = max(1, min(cut.images, conv.n / wanted));
@@ -303,7 +317,8 @@ void run(const TapConvolution& conv) {
       kernel_size * conv.depth * panel_lanes;  // the last of a group: or a half
   const int64_t group_weights = kernel_size * conv.depth * padded_features(conv.features);
   const int threads = num_threads();
-  const Cut cut = cut_work(conv, panels, threads);
+  KeptWeights* const kept = kept_weights();
+  const Cut cut = cut_work(conv, panels, threads, kept != nullptr);
   const int64_t item_panels = ceil_div(panels, cut.panel_parts);
   // Panels that a tile of positions goes through before the next tile: as many as stay in the
   // first-level cache, else one.
@@ -328,16 +343,21 @@ void run(const TapConvolution& conv) {
   const UsedTaps used{memory.at<bool>(rows_used_at), memory.at<bool>(cols_used_at)};
   mark_used(conv.rows, conv.kernel_h, used.rows);
   mark_used(conv.cols, conv.kernel_w, used.cols);
-  const auto panel_of = [&](float* packed, int64_t panel) {
-    return packed + panel / group_panels * group_weights + panel % group_panels * panel_size;
+  const auto panel_at = [&](int64_t panel) {
+    return panel / group_panels * group_weights + panel % group_panels * panel_size;
   };
   const auto pack = [&](int64_t panel, float* packed) {
     const int64_t group = panel / group_panels, in_group = panel % group_panels;
-    pack_panels(conv, used, group, in_group, in_group + 1, panel_of(packed, panel));
+    pack_panels(conv, used, group, in_group, in_group + 1, packed + panel_at(panel));
   };
-  float* const packed_at_once = memory.at<float>(packed_at);
-  if (cut.packing == Packing::at_once) {
-    parallel_for(threads, panels, [&](int64_t panel, int) { pack(panel, packed_at_once); });
+  const auto pack_all = [&](float* packed) {
+    parallel_for(threads, panels, [&](int64_t panel, int) { pack(panel, packed); });
+  };
+  const float* all_packed = memory.at<float>(packed_at);
+  if (cut.packing == Packing::kept) {
+    all_packed = get_kept(*kept, KeptWeights::packed, all_panels, pack_all);
+  } else if (cut.packing == Packing::at_once) {
+    pack_all(memory.at<float>(packed_at));
   }
   bool* const ready = memory.at<bool>(ready_at);
   for (int worker = 0; worker < threads; ++worker) ready[worker] = false;
@@ -433,11 +453,12 @@ void run(const TapConvolution& conv) {
               case Packing::nobody:
                 tile.w = conv.weights + group * conv.weight_group + first;
                 break;
+              case Packing::kept:
               case Packing::at_once:
-                tile.w = panel_of(packed_at_once, q);
+                tile.w = all_packed + panel_at(q);
                 break;
               case Packing::workers:
-                tile.w = panel_of(own_panels, q);
+                tile.w = own_panels + panel_at(q);
                 break;
               case Packing::items:
                 tile.w = own_panels + (q - panel_begin) * panel_size;
@@ -597,11 +618,60 @@ AxisGeometry col_geometry(const Conv2dShape& s) {
   return {s.w, s.ow, s.kw, s.stride_w, s.pad_left, s.dilation_w};
 }
 
+// Rows and columns that the windows reach over.
+int64_t padded_h(const Conv2dShape& s) {
+  return (s.oh - 1) * s.stride_h + (s.kh - 1) * s.dilation_h + 1;
+}
+int64_t padded_w(const Conv2dShape& s) {
+  return (s.ow - 1) * s.stride_w + (s.kw - 1) * s.dilation_w + 1;
+}
+
+// Results that padding divides into classes of a few positions each, which take as long as full
+// tiles.
+bool worth_padding(const Conv2dShape& s) {
+  constexpr int64_t most_positions = 8 * max_tile_rows;
+  const bool inside = s.pad_top == 0 && s.pad_left == 0 && padded_h(s) <= s.h && padded_w(s) <= s.w;
+  return !inside && s.n * s.oh * s.ow <= most_positions;
+}
+
+// x with its padding, [n, padded_h, padded_w, c].
+const float* padded_copy(const Conv2dShape& s, const float* x) {
+  const int64_t height = padded_h(s), width = padded_w(s);
+  float* const padded = static_cast<float*>(
+      scratch(static_cast<size_t>(s.n * height * width * s.c) * sizeof(float), ScratchUse::padded));
+  const int64_t left = min(s.pad_left, width), inner = max(0, min(s.w, width - left));
+  float* to = padded;
+  for (int64_t n = 0; n < s.n; ++n) {
+    for (int64_t i = 0; i < height; ++i, to += width * s.c) {
+      const int64_t row = i - s.pad_top;
+      if (row < 0 || row >= s.h) {
+        clear(to, width * s.c);
+        continue;
+      }
+      clear(to, left * s.c);
+      copy(to + left * s.c, x + (n * s.h + row) * s.w * s.c, inner * s.c);
+      clear(to + (left + inner) * s.c, (width - left - inner) * s.c);
+    }
+  }
+  return padded;
+}
+
 }  // namespace
 
 void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                    const float* b, float* y) {
   if (s.n == 0) return;
+  if (first_fits(s)) {
+    conv2d_first(s, activation, x, w, b, y);
+    return;
+  }
+  if (worth_padding(s)) {
+    Conv2dShape padded = s;
+    padded.h = padded_h(s), padded.w = padded_w(s);
+    padded.pad_top = padded.pad_left = 0;
+    conv2d_direct(padded, activation, padded_copy(s, x), w, b, y);
+    return;
+  }
   const AxisTaps rows = AxisTaps::forward(row_geometry(s));
   const AxisTaps cols = AxisTaps::forward(col_geometry(s));
   const int64_t c = s.c / s.groups, oc = s.oc / s.groups;

@@ -313,15 +313,20 @@ void direct_pool(const ConvPoolShape& p, const float* x, const float* w, const f
   const Conv2dShape& s = p.conv;
   const int64_t image = s.oh * s.ow * s.oc;
   const int64_t images = max(1, min(s.n, bytes / (image * float_bytes)));
+  // Pooled rows that are worth a thread's while.
+  constexpr int64_t piece_size = 8 * 1024;
+  const int64_t piece = ceil_div(piece_size, 2 * s.ow * s.oc);
   float* const dense = static_cast<float*>(
       scratch(static_cast<size_t>(images * image) * sizeof(float), ScratchUse::composed));
   for (int64_t n = 0; n < s.n; n += images) {
     Conv2dShape part = s;
     part.n = min(images, s.n - n);
     conv2d_direct(part, Activation::relu, x + n * s.h * s.w * s.c, w, b, dense);
-    parallel_for(num_threads(), part.n * p.ph, [&](int64_t item, int) {
-      const int64_t at = (n * p.ph + item) * p.pw * s.oc;
-      pool_row(p, dense + item / p.ph * image + item % p.ph * 2 * s.ow * s.oc, y + at, winner + at);
+    parallel_ranges(part.n * p.ph, piece, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t at = (n * p.ph + row) * p.pw * s.oc;
+        pool_row(p, dense + row / p.ph * image + row % p.ph * 2 * s.ow * s.oc, y + at, winner + at);
+      }
     });
   }
 }

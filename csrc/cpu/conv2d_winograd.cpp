@@ -275,23 +275,28 @@ void run(const Convolution& conv) {
   const int64_t panels = panel_count(conv.features), width = padded_features(conv.features);
   const int threads = num_threads();
 
-  // An item is a block of tiles and a part of the panels. Small batches are cut finer, first into
-  // smaller blocks, then by panels, which repeats the transforms of the input.
+  // An item is a block of tiles and a part of the panels. Small batches are cut as evenly as can
+  // be, first into smaller blocks, then by panels, which repeats the transforms of the input but
+  // lets every thread fetch its part of U only, then into blocks that hardly fill a product.
+  constexpr int64_t least_tiles = 4;
   const int64_t wanted = items_per_thread * threads;
-  int64_t block = block_tiles(depth, conv.features);
-  if (ceil_div(tiles.count, block) < wanted) {
-    block = max(min(block, max_tile_rows), ceil_div(tiles.count, wanted));
+  int64_t blocks = ceil_div(tiles.count, block_tiles(depth, conv.features)), panel_parts = 1;
+  if (blocks < wanted) {
+    const int64_t full = min(wanted, tiles.count / (max_tile_rows / 2));
+    blocks = max(blocks, full >= threads ? full / threads * threads : max(1, full));
+    panel_parts = min(panels, ceil_div(threads, blocks));
+    blocks = max(blocks, min(ceil_div(threads, panel_parts), tiles.count / least_tiles));
   }
-  const int64_t blocks = ceil_div(tiles.count, block);
-  const int64_t panel_parts = blocks >= threads ? 1 : min(panels, ceil_div(threads, blocks));
+  const int64_t block = ceil_div(tiles.count, blocks);
   const int64_t part_width = min(width, ceil_div(panels, panel_parts) * panel_lanes);
 
   const int64_t u_step = plane_step(depth * width);
   const int64_t v_step = plane_step(block * depth_row), m_step = plane_step(block * part_width);
   const int64_t u_size = planes<M> * u_step;
-  const bool own_weights = u_size * float_bytes <= own_weights_bytes;
+  KeptWeights* const kept = kept_weights();
+  const bool own_weights = kept == nullptr && u_size * float_bytes <= own_weights_bytes;
   Scratch memory;
-  const int64_t shared_at = memory.reserve<float>(own_weights ? 0 : u_size);
+  const int64_t shared_at = memory.reserve<float>(own_weights || kept != nullptr ? 0 : u_size);
   const int64_t ready_at = memory.reserve<bool>(threads);
   memory.allocate();
 
@@ -302,10 +307,15 @@ void run(const Convolution& conv) {
     transform_weights<M>(conv, item / row_parts, begin, min(depth, begin + rows_per_item), u_step,
                          u);
   };
-  float* const shared = memory.at<float>(shared_at);
-  if (!own_weights) {
-    parallel_for(threads, panels * row_parts,
-                 [&](int64_t item, int) { transform_part(item, shared); });
+  const auto transform_all = [&](float* u) {
+    parallel_for(threads, panels * row_parts, [&](int64_t item, int) { transform_part(item, u); });
+  };
+  const float* shared = memory.at<float>(shared_at);
+  if (kept != nullptr) {
+    const auto layout = M == 4 ? KeptWeights::winograd4 : KeptWeights::winograd6;
+    shared = get_kept(*kept, layout, u_size, transform_all);
+  } else if (!own_weights) {
+    transform_all(memory.at<float>(shared_at));
   }
   bool* const ready = memory.at<bool>(ready_at);
   for (int worker = 0; worker < threads; ++worker) ready[worker] = !own_weights;
@@ -322,11 +332,12 @@ void run(const Convolution& conv) {
     const int64_t v_at = own.reserve<float>(planes<M> * v_step);
     const int64_t m_at = own.reserve<float>(planes<M> * m_step);
     own.allocate(ScratchUse::worker);
-    float* const u = own_weights ? own.at<float>(u_at) : shared;
+    float* const own_u = own.at<float>(u_at);
+    const float* const u = own_weights ? own_u : shared;
     float* const v = own.at<float>(v_at);
     float* const m = own.at<float>(m_at);
     if (!ready[worker]) {
-      for (int64_t i = 0; i < panels * row_parts; ++i) transform_part(i, u);
+      for (int64_t i = 0; i < panels * row_parts; ++i) transform_part(i, own_u);
       ready[worker] = true;
     }
 
@@ -371,11 +382,14 @@ int64_t direct_taps(int64_t in, int64_t out, int64_t pad) {
   return taps;
 }
 
+// What becomes of the weights: transformed anew, found transformed, or what is computed.
+enum class Weights { transformed, kept, gradient };
+
 // What the passes cost, in multiply-adds of the direct algorithm that take as long (measured, see
 // docs/performance.md). `rows` and `cols` are what is computed of every image. The larger tile's
 // products are slower than their number says: there is more to be fetched for each.
 template <int M>
-int64_t cost(const Conv2dShape& s, int64_t rows, int64_t cols, bool gradient) {
+int64_t cost(const Conv2dShape& s, int64_t n, int64_t rows, int64_t cols, Weights weights) {
   constexpr int64_t input_cost = M == 4 ? 200 : 440, output_cost = M == 4 ? 160 : 400;
   constexpr int64_t product_cost = M == 4 ? 36 : 83;
   // Of the weights' transform, or their gradients', for each plane: while every worker has its own,
@@ -384,12 +398,14 @@ int64_t cost(const Conv2dShape& s, int64_t rows, int64_t cols, bool gradient) {
   constexpr int64_t cached_bytes = 16 << 20;
   const int64_t bytes = planes<M> * s.c * s.oc * float_bytes;
   int64_t weights_cost = bytes <= cached_bytes ? 25 : 83;
-  if (lanes >= 16 && gradient) {
+  if (weights == Weights::kept) {
+    weights_cost = 6;
+  } else if (lanes >= 16 && weights == Weights::gradient) {
     weights_cost = bytes <= cached_bytes ? 28 : 42;
   } else if (lanes >= 16) {
     weights_cost = bytes <= own_weights_bytes ? 10 : bytes <= cached_bytes ? 47 : 140;
   }
-  const int64_t tiles = s.n * ceil_div(rows, M) * ceil_div(cols, M);
+  const int64_t tiles = n * ceil_div(rows, M) * ceil_div(cols, M);
   return tiles * (product_cost * (s.c + 4) * s.oc + input_cost * s.c + output_cost * s.oc) +
          planes<M> * weights_cost * s.c * s.oc;
 }
@@ -397,14 +413,19 @@ int64_t cost(const Conv2dShape& s, int64_t rows, int64_t cols, bool gradient) {
 // The side of the tiles with which Winograd's algorithm is fastest, or 0 if the direct one is,
 // whose multiplications an image and pair of channels are `direct`.
 int fastest(const Conv2dShape& s, int64_t rows, int64_t cols, int64_t direct, bool gradient) {
+  const KeptWeights* const kept = kept_weights();
+  const Weights weights = gradient          ? Weights::gradient
+                          : kept != nullptr ? Weights::kept
+                                            : Weights::transformed;
+  const int64_t n = kept != nullptr ? kept->images : s.n;
   if (!winograd_fits(s)) return 0;
   const MathMode mode = math_mode();
   if (mode == MathMode::winograd4) return 4;
   if (mode == MathMode::winograd6) return 6;
   if (mode != MathMode::fp32 || s.c < 8 || s.oc < 8) return 0;
-  const int64_t cost4 = cost<4>(s, rows, cols, gradient);
-  const int64_t cost6 = cost<6>(s, rows, cols, gradient);
-  if (min(cost4, cost6) >= s.n * direct * s.c * s.oc) return 0;
+  const int64_t cost4 = cost<4>(s, n, rows, cols, weights);
+  const int64_t cost6 = cost<6>(s, n, rows, cols, weights);
+  if (min(cost4, cost6) >= n * direct * s.c * s.oc) return 0;
   return cost4 <= cost6 ? 4 : 6;
 }
 int64_t direct_cost(const Conv2dShape& s, int64_t rows, int64_t cols) {

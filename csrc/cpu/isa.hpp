@@ -118,6 +118,16 @@ static inline void parallel_ranges(int64_t size, int64_t piece, const Body& body
                [&](int64_t item, int) { body(item * piece, min((item + 1) * piece, size)); });
 }
 
+// The weights in this layout, `size` floats that make(to) writes the first time.
+template <class Make>
+static inline const float* get_kept(KeptWeights& kept, KeptWeights::Layout layout, int64_t size,
+                                    const Make& make) {
+  return kept.get(
+      layout, static_cast<size_t>(size) * sizeof(float),
+      [](void* context, float* to) { (*static_cast<const Make*>(context))(to); },
+      const_cast<Make*>(&make));
+}
+
 // Cuts the calling thread's scratch memory into arrays. Sizes are collected first, since the memory
 // is one allocation.
 class Scratch {

@@ -46,31 +46,13 @@ struct alignas(128) Share {
 };
 constexpr int max_shares = 64;
 
-class Buffer {
- public:
-  ~Buffer() { std::free(data_); }
-  void* at_least(size_t bytes) {
-    if (bytes > size_) {
-      std::free(data_);
-      data_ = nullptr;
-      size_ = 0;
-      const size_t rounded = (bytes + 4095) / 4096 * 4096;
-      if (rounded < bytes) throw std::bad_alloc();
-      data_ = std::aligned_alloc(64, rounded);
-      if (data_ == nullptr) throw std::bad_alloc();
-      size_ = rounded;
-    }
-    return data_;
-  }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
+thread_local bool alone = false;
+thread_local KeptWeights* kept_in_use = nullptr;
 
 }  // namespace
 
 int num_threads() {
+  if (alone) return 1;
   const int requested = requested_threads.load(std::memory_order_relaxed);
   if (requested > 0) return requested;
   static const int threads = default_threads();
@@ -78,6 +60,9 @@ int num_threads() {
 }
 
 void set_num_threads(int count) { requested_threads.store(count, std::memory_order_relaxed); }
+
+OneThread::OneThread() : before_(alone) { alone = true; }
+OneThread::~OneThread() { alone = before_; }
 
 MathMode math_mode() { return mode_in_use.load(std::memory_order_relaxed); }
 void set_math_mode(MathMode mode) { mode_in_use.store(mode, std::memory_order_relaxed); }
@@ -118,8 +103,49 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context) 
 }
 
 void* scratch(size_t bytes, ScratchUse use) {
-  thread_local Buffer buffers[3];
+  thread_local Buffer buffers[5];
   return buffers[static_cast<int>(use)].at_least(std::max<size_t>(bytes, 1));
 }
+
+Buffer::~Buffer() { release(); }
+
+void* Buffer::at_least(size_t bytes) {
+  if (bytes > size_) {
+    release();
+    const size_t rounded = (bytes + 4095) / 4096 * 4096;
+    if (rounded < bytes) throw std::bad_alloc();
+    data_ = std::aligned_alloc(64, rounded);
+    if (data_ == nullptr) throw std::bad_alloc();
+    size_ = rounded;
+  }
+  return data_;
+}
+
+void Buffer::release() {
+  std::free(data_);
+  data_ = nullptr;
+  size_ = 0;
+}
+
+const float* KeptWeights::get(Layout layout, size_t bytes, Make make, void* context) {
+  const float* ready = ready_[layout].load(std::memory_order_acquire);
+  if (ready != nullptr) return ready;
+  const std::lock_guard<std::mutex> lock(making_);
+  ready = ready_[layout].load(std::memory_order_relaxed);
+  if (ready != nullptr) return ready;
+  float* const memory = static_cast<float*>(memory_[layout].at_least(std::max<size_t>(bytes, 1)));
+  make(context, memory);
+  ready_[layout].store(memory, std::memory_order_release);
+  return memory;
+}
+
+void KeptWeights::discard() {
+  for (std::atomic<const float*>& ready : ready_) ready.store(nullptr, std::memory_order_relaxed);
+}
+
+KeptWeights::Use::Use(KeptWeights* kept) { kept_in_use = kept; }
+KeptWeights::Use::~Use() { kept_in_use = nullptr; }
+
+KeptWeights* kept_weights() { return kept_in_use; }
 
 }  // namespace pyconv::cpu

@@ -2,8 +2,10 @@
 // baseline flags; the kernels of every instruction set call into it.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 
 namespace pyconv::cpu {
 
@@ -11,6 +13,18 @@ namespace pyconv::cpu {
 // affinity mask), capped by the cgroup's CPU quota.
 int num_threads();
 void set_num_threads(int count);
+
+// As long as it lives, the calling thread's parallel loops run on this thread alone.
+class OneThread {
+ public:
+  OneThread();
+  ~OneThread();
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  bool before_;
+};
 
 // How convolutions multiply: by whatever is fastest, always directly, or by Winograd's algorithm
 // wherever that can be, with tiles of 4x4 or 6x6 outputs.
@@ -32,7 +46,57 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context);
 // contents stay as they are, if all ask for as much.
 // It grows to the largest request and is kept, so that a training loop allocates nothing. Throws
 // std::bad_alloc.
-enum class ScratchUse { kernel, composed, worker };
+enum class ScratchUse { kernel, padded, composed, worker, sequence };
 void* scratch(size_t bytes, ScratchUse use = ScratchUse::kernel);
+
+// Memory that grows to the largest request, 64-byte aligned.
+class Buffer {
+ public:
+  Buffer() = default;
+  ~Buffer();
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void* at_least(size_t bytes);  // throws std::bad_alloc
+  void release();
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// The weights of one layer as its kernels want them, packed or transformed: for a caller who runs a
+// kernel again and again with the same ones (sequence.hpp). Every algorithm has a layout of its
+// own.
+class KeptWeights {
+ public:
+  enum Layout { packed, winograd4, winograd6 };
+
+  // Images for which kernels choose their algorithm, whatever part of them a call is for: so all
+  // parts of a batch are computed alike.
+  int64_t images = 1;
+
+  // The weights in this layout. The first call makes them, by make(context, to).
+  using Make = void (*)(void* context, float* to);
+  const float* get(Layout layout, size_t bytes, Make make, void* context);
+  // Forgets them. No kernel may be running.
+  void discard();
+
+  // As long as it lives, `kept` is what kernels that this thread calls find.
+  class Use {
+   public:
+    explicit Use(KeptWeights* kept);
+    ~Use();
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+  };
+
+ private:
+  static constexpr int layouts = 3;
+  std::mutex making_;
+  Buffer memory_[layouts];
+  std::atomic<const float*> ready_[layouts] = {};
+};
+// What the caller of the running kernel keeps; usually null.
+KeptWeights* kept_weights();
 
 }  // namespace pyconv::cpu

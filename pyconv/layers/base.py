@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -43,19 +43,37 @@ class Parameter:
         name: "kernel" or "bias".
         array: the float32 array, C-contiguous, where the kernels that used it last take it from. A
             model that trains the layer lets it be a view of the one array in which it keeps all
-            parameters, so fetch it anew rather than keep it.
+            parameters, so fetch it anew rather than keep it. Models remember what they made from
+            it: call `written` after writing into it, or use `assign`.
     """
+
+    # Marks the last write to any parameter: what was made from some is up to date as long as this
+    # is the same object.
+    last_write: ClassVar[object] = object()
 
     def __init__(self, name: str, value: np.ndarray) -> None:
         self.name = name
-        self.array: Any = value
+        self.array = value
+
+    @property
+    def array(self) -> Any:
+        return self._array
+
+    @array.setter
+    def array(self, array: Any) -> None:
+        self._array = array
+        Parameter.written()
+
+    @staticmethod
+    def written() -> None:
+        """To be called by whoever has written into the array of any parameter."""
+        Parameter.last_write = object()
 
     @property
     def value(self) -> np.ndarray:
-        """The array itself where it is NumPy's, else a copy that is read-only; see `assign`."""
-        value = backend.to_host(self.array)
-        if value is not self.array:
-            value.flags.writeable = False
+        """The array on the host, read-only (see `assign`): a view if it is NumPy's, else a copy."""
+        value = backend.to_host(self.array).view()
+        value.flags.writeable = False
         return value
 
     @value.setter
@@ -65,6 +83,7 @@ class Parameter:
     def assign(self, value: np.ndarray) -> None:
         """Overwrites the array, wherever it is, with one of the same shape."""
         backend.copy(np.ascontiguousarray(value, np.float32), self.array)
+        Parameter.written()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,0 +1,202 @@
+// Direct convolution of images with few channels: a network's first layer.
+//
+// With three channels the general algorithm (conv2d_direct.cpp) spends as long on finding where
+// positions and taps begin as on multiplying. Here neighbouring positions are a number of floats
+// apart that is known when this is compiled, so a tile of them has one address, and a row of the
+// kernel is one run of kw * c floats. What is read is a band of the image, copied with its padding:
+// it is small beside the result.
+//
+// Deterministic: every output is summed over the taps in their order, as in conv2d_direct.cpp.
+#include <math.h>
+
+#include "conv2d.hpp"
+#include "tiles.hpp"
+
+namespace pyconv::cpu::PYCONV_ISA {
+
+namespace {
+
+struct FirstTile {
+  const float* x;  // under the first position; the next ones are a step further each
+  int64_t line;    // from one row of the kernel to the next
+  int64_t kernel_rows, depth;
+  const float* w;  // panel: [kernel row][depth][Q * lanes]
+  const float* bias;
+  int64_t features;  // how many features of the panel exist
+  float least;       // results below it become it
+  float* y;
+  int64_t y_pixel;
+};
+
+template <int Step, int P, int Q>
+__attribute__((noinline)) void compute_first(const FirstTile& tile) {
+  vec sum[P][Q];
+  const bool whole = tile.features >= Q * lanes;
+#pragma GCC unroll 16
+  for (int q = 0; q < Q; ++q) {
+    const int64_t count = whole ? lanes : min(tile.features - q * lanes, lanes);
+    const vec bias = tile.bias != nullptr ? load_part(tile.bias + q * lanes, count) : zero();
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) sum[p][q] = bias;
+  }
+  const float* w = tile.w;
+  for (int64_t r = 0; r < tile.kernel_rows; ++r) {
+    const float* x = tile.x + r * tile.line;
+#pragma GCC unroll 3
+    for (int64_t k = 0; k < tile.depth; ++k, ++x, w += Q * lanes) {
+      // Else the compiler notices that neighbours share pixels, and keeps these on the stack.
+      keep_in_register(x);
+      vec weight[Q];
+#pragma GCC unroll 16
+      for (int q = 0; q < Q; ++q) weight[q] = load(w + q * lanes);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+        const vec value = broadcast(x[p * Step]);
+#pragma GCC unroll 16
+        for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, weight[q], sum[p][q]);
+      }
+    }
+  }
+  const vec least = broadcast(tile.least);
+  // Copies: for all the compiler knows, the tile could be what is written to.
+  float* y = tile.y;
+  const int64_t y_pixel = tile.y_pixel, features = tile.features;
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p, y += y_pixel) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) {
+      const int64_t count = whole ? lanes : min(features - q * lanes, lanes);
+      store_part(y + q * lanes, at_least(least, sum[p][q]), count);
+    }
+  }
+}
+
+template <int Step, int Q, int P = 1>
+void run_first(const FirstTile& tile, int64_t positions) {
+  if (positions == P) {
+    compute_first<Step, P, Q>(tile);
+  } else if constexpr (P < tile_rows[Q]) {
+    run_first<Step, Q, P + 1>(tile, positions);
+  }
+}
+
+// The part of an image that some rows of outputs read, with its padding.
+void copy_padded(const Conv2dShape& s, const float* image, int64_t top, int64_t rows, int64_t width,
+                 float* to) {
+  const int64_t left = min(s.pad_left, width), inner = max(0, min(s.w, width - left));
+  for (int64_t i = 0; i < rows; ++i, to += width * s.c) {
+    const int64_t row = top + i;
+    if (row < 0 || row >= s.h) {
+      clear(to, width * s.c);
+      continue;
+    }
+    clear(to, left * s.c);
+    copy(to + left * s.c, image + row * s.w * s.c, inner * s.c);
+    clear(to + (left + inner) * s.c, (width - left - inner) * s.c);
+  }
+}
+
+template <int Step>
+void run(const Conv2dShape& s, Activation activation, const float* x, const float* w,
+         const float* b, float* y) {
+  const int64_t panels = panel_count(s.oc), depth = s.kw * s.c;
+  const int64_t weights_size = s.kh * depth * padded_features(s.oc);
+  const int64_t width = (s.ow - 1) * s.stride_w + s.kw;
+  const int64_t reach = (s.kh - 1) * s.dilation_h + 1;  // rows that a row of outputs reads
+  const int threads = num_threads();
+
+  // A band's rows of outputs: what they read should stay in the first-level cache.
+  constexpr int64_t band_bytes = 16 * 1024;
+  const int64_t line_bytes = width * s.c * float_bytes;
+  const int64_t most = max(1, (band_bytes / line_bytes - reach) / s.stride_h + 1);
+  const int64_t bands =
+      min(s.oh, max(ceil_div(s.oh, most), ceil_div(items_per_thread * threads, s.n)));
+  const int64_t band_rows = (ceil_div(s.oh, bands) - 1) * s.stride_h + reach;
+
+  KeptWeights* const kept = kept_weights();
+  Scratch memory;
+  const int64_t packed_at = memory.reserve<float>(kept != nullptr ? 0 : weights_size);
+  memory.allocate();
+  const auto pack = [&](float* to) {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t vectors = panel_vectors(s.oc, panel), first = panel * panel_lanes;
+      for (int64_t row = 0; row < s.kh * depth; ++row) {
+        for (int64_t f = first; f < first + vectors * lanes; f += lanes, to += lanes) {
+          store(to, load_part(w + row * s.oc + f, min(lanes, s.oc - f)));
+        }
+      }
+    }
+  };
+  const float* packed = memory.at<float>(packed_at);
+  if (kept != nullptr) {
+    packed = get_kept(*kept, KeptWeights::packed, weights_size, pack);
+  } else {
+    pack(memory.at<float>(packed_at));
+  }
+
+  parallel_for(threads, s.n * bands, [&](int64_t item, int) {
+    const int64_t image = item / bands;
+    const int64_t begin = part_begin(s.oh, bands, item % bands);
+    const int64_t end = part_begin(s.oh, bands, item % bands + 1);
+    Scratch own;
+    const int64_t band_at = own.reserve<float>(band_rows * width * s.c);
+    own.allocate(ScratchUse::worker);
+    float* const band = own.at<float>(band_at);
+    copy_padded(s, x + image * s.h * s.w * s.c, begin * s.stride_h - s.pad_top,
+                (end - begin - 1) * s.stride_h + reach, width, band);
+
+    FirstTile tile{};
+    tile.line = s.dilation_h * width * s.c;
+    tile.kernel_rows = s.kh;
+    tile.depth = depth;
+    tile.least = activation == Activation::relu ? 0.0f : -HUGE_VALF;
+    tile.y_pixel = s.oc;
+    for (int64_t row = begin; row < end; ++row) {
+      const float* const from = band + (row - begin) * s.stride_h * width * s.c;
+      float* const to = y + (image * s.oh + row) * s.ow * s.oc;
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t vectors = panel_vectors(s.oc, panel), first = panel * panel_lanes;
+        tile.w = packed + s.kh * depth * first;
+        tile.bias = b != nullptr ? b + first : nullptr;
+        tile.features = s.oc - first;
+        for_parts(s.ow, ceil_div(s.ow, tile_rows[vectors]), [&](int64_t col, int64_t positions) {
+          tile.x = from + col * Step;
+          tile.y = to + col * s.oc + first;
+          if (vectors == 2) {
+            run_first<Step, 2>(tile, positions);
+          } else {
+            run_first<Step, 1>(tile, positions);
+          }
+        });
+      }
+    }
+  });
+}
+
+}  // namespace
+
+bool first_fits(const Conv2dShape& s) {
+  const int64_t step = s.stride_w * s.c;
+  return s.groups == 1 && s.dilation_w == 1 && s.c <= 4 && step <= 8 && step != 5 && step != 7;
+}
+
+void conv2d_first(const Conv2dShape& s, Activation activation, const float* x, const float* w,
+                  const float* b, float* y) {
+  if (s.n == 0) return;
+  switch (s.stride_w * s.c) {
+    case 1:
+      return run<1>(s, activation, x, w, b, y);
+    case 2:
+      return run<2>(s, activation, x, w, b, y);
+    case 3:
+      return run<3>(s, activation, x, w, b, y);
+    case 4:
+      return run<4>(s, activation, x, w, b, y);
+    case 6:
+      return run<6>(s, activation, x, w, b, y);
+    default:
+      return run<8>(s, activation, x, w, b, y);
+  }
+}
+
+}  // namespace pyconv::cpu::PYCONV_ISA

@@ -1,0 +1,260 @@
+#include "sequence.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "dispatch.hpp"
+
+namespace pyconv::cpu {
+
+namespace {
+
+thread_local Sequence* being_recorded = nullptr;
+
+// Activations that a few samples should not exceed on their way through a step, to stay in a core's
+// second-level cache beside the weights.
+constexpr int64_t stage_bytes = 768 << 10, most_samples = 64;
+// Kernels are faster on more samples at a time. Yet a step joins the stage of the one before it,
+// unless it could take more than so many times the samples.
+constexpr int64_t join_ratio = 3;
+
+// ---------------------------------------------------------------------------------------------
+// The operations of the recorder: they append themselves.
+
+void record_conv2d(const Conv2dShape& s, Activation activation, const float* x, const float* w,
+                   const float* b, float* y) {
+  Sequence::append(
+      {.in = s.n * s.h * s.w * s.c,
+       .out = s.n * s.oh * s.ow * s.oc,
+       .bytes = 0,
+       .run =
+           [=](const Operations& operations, int64_t n, const float* from, float* to, uint8_t*) {
+             Conv2dShape shape = s;
+             shape.n *= n;
+             operations.conv2d(shape, activation, from, w, b, to);
+           }},
+      x, y);
+}
+
+void record_conv2d_pool(const ConvPoolShape& p, const Dropout& dropout, const float* x,
+                        const float* w, const float* b, float* y, uint8_t*) {
+  const int64_t out = p.conv.n * p.ph * p.pw * p.conv.oc;
+  if (dropout.threshold != 0) throw std::logic_error("a sequence is for inference: no dropout");
+  Sequence::append({.in = p.conv.n * p.conv.h * p.conv.w * p.conv.c,
+                    .out = out,
+                    .bytes = out,
+                    .run =
+                        [=](const Operations& operations, int64_t n, const float* from, float* to,
+                            uint8_t* winner) {
+                          ConvPoolShape shape = p;
+                          shape.conv.n *= n;
+                          operations.conv2d_pool(shape, dropout, from, w, b, to, winner);
+                        }},
+                   x, y);
+}
+
+void record_dense(const DenseShape& s, Activation activation, const float* x, const float* w,
+                  const float* b, float* y) {
+  Sequence::append(
+      {.in = s.n * s.in,
+       .out = s.n * s.out,
+       .bytes = 0,
+       .run =
+           [=](const Operations& operations, int64_t n, const float* from, float* to, uint8_t*) {
+             DenseShape shape = s;
+             shape.n *= n;
+             operations.dense(shape, activation, from, w, b, to);
+           }},
+      x, y);
+}
+
+void record_max_pool2d(const Pool2dShape& s, const float* x, float* y, void*) {
+  const int64_t out = s.n * s.oh * s.ow * s.c;
+  const int64_t argmax_size = s.pool_h * s.pool_w <= max_uint8_window ? 1 : sizeof(int32_t);
+  Sequence::append({.in = s.n * s.h * s.w * s.c,
+                    .out = out,
+                    .bytes = out * argmax_size,
+                    .run =
+                        [=](const Operations& operations, int64_t n, const float* from, float* to,
+                            uint8_t* argmax) {
+                          Pool2dShape shape = s;
+                          shape.n *= n;
+                          operations.max_pool2d(shape, from, to, argmax);
+                        }},
+                   x, y);
+}
+
+void record_relu(int64_t size, const float* x, float* y) {
+  Sequence::append({.in = size,
+                    .out = size,
+                    .bytes = 0,
+                    .run = [=](const Operations& operations, int64_t n, const float* from,
+                               float* to, uint8_t*) { operations.relu(n * size, from, to); }},
+                   x, y);
+}
+
+void record_softmax(int64_t n, int64_t k, const float* x, float* y) {
+  Sequence::append(
+      {.in = n * k,
+       .out = n * k,
+       .bytes = 0,
+       .run = [=](const Operations& operations, int64_t samples, const float* from, float* to,
+                  uint8_t*) { operations.softmax(samples * n, k, from, to); }},
+      x, y);
+}
+
+// For every other operation of the table.
+template <class Result, class... Arguments>
+void refuse(Result (*&operation)(Arguments...)) {
+  operation = [](Arguments...) -> Result {
+    throw std::logic_error("a sequence is for inference: this kernel cannot be part of it");
+  };
+}
+
+}  // namespace
+
+const Operations& Sequence::recorder() {
+  static const Operations table = [] {
+    Operations t{};
+    t.isa = "none";
+    refuse(t.conv2d_backward_data);
+    refuse(t.conv2d_backward_weights);
+    refuse(t.dense_backward_data);
+    refuse(t.dense_backward_weights);
+    refuse(t.max_pool2d_backward);
+    refuse(t.relu_backward);
+    refuse(t.dropout);
+    refuse(t.softmax_backward);
+    refuse(t.softmax_cross_entropy);
+    refuse(t.sgd_step);
+    refuse(t.rmsprop_step);
+    refuse(t.adam_step);
+    refuse(t.conv2d_pool_backward_data);
+    refuse(t.conv2d_pool_backward_weights);
+    refuse(t.peak_flops);
+    t.conv2d = record_conv2d;
+    t.conv2d_pool = record_conv2d_pool;
+    t.dense = record_dense;
+    t.max_pool2d = record_max_pool2d;
+    t.relu = record_relu;
+    t.softmax = record_softmax;
+    return t;
+  }();
+  return table;
+}
+
+bool Sequence::recording() { return being_recorded != nullptr; }
+
+void Sequence::begin() {
+  if (being_recorded != nullptr) {
+    throw std::logic_error("a sequence is already being recorded by this thread");
+  }
+  const std::lock_guard<std::mutex> lock(running_);
+  steps_.clear();
+  stages_.clear();
+  last_result_ = nullptr;
+  being_recorded = this;
+}
+
+void Sequence::end() {
+  if (being_recorded != this) throw std::logic_error("this sequence is not being recorded");
+  being_recorded = nullptr;
+  plan_stages();
+}
+
+void Sequence::append(Step step, const float* x, const float* y) {
+  Sequence& sequence = *being_recorded;
+  if (!sequence.steps_.empty() &&
+      (x != sequence.last_result_ || step.in != sequence.steps_.back().out)) {
+    throw std::logic_error("a sequence's kernels work each on the result of the one before it");
+  }
+  sequence.last_result_ = y;
+  sequence.steps_.push_back(std::move(step));
+}
+
+void Sequence::plan_stages() {
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const int64_t bytes =
+        (steps_[i].in + steps_[i].out) * static_cast<int64_t>(sizeof(float)) + steps_[i].bytes;
+    const int64_t samples =
+        std::clamp<int64_t>(stage_bytes / std::max<int64_t>(bytes, 1), 1, most_samples);
+    if (!stages_.empty() && samples <= join_ratio * stages_.back().samples) {
+      stages_.back().end = i + 1;
+      stages_.back().samples = std::min(stages_.back().samples, samples);
+    } else {
+      stages_.push_back({i, i + 1, samples});
+    }
+  }
+}
+
+void Sequence::run(int64_t n, const float* x, float* y) {
+  if (n == 0) return;
+  const std::lock_guard<std::mutex> lock(running_);
+  const Operations& operations = cpu::operations();
+  if (weights_for_ != &operations) {
+    for (Step& step : steps_) step.kept->discard();
+    weights_for_ = &operations;
+  }
+  const float* from = x;
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    const Stage& stage = stages_[i];
+    float* to = y;
+    if (i + 1 < stages_.size()) {
+      const int64_t size = n * steps_[stage.end - 1].out;
+      to = static_cast<float*>(between_[i % 2].at_least(static_cast<size_t>(size) * sizeof(float)));
+    }
+    run_stage(operations, stage, n, from, to);
+    from = to;
+  }
+}
+
+void Sequence::run_stage(const Operations& operations, const Stage& stage, int64_t n,
+                         const float* x, float* y) {
+  // Algorithms are chosen for as many samples as the batch alone tells.
+  const int64_t samples = n < 2 * stage.samples ? n : stage.samples;
+  int64_t between = 0, bytes = 0;
+  for (size_t i = stage.begin; i < stage.end; ++i) {
+    if (i + 1 < stage.end) between = std::max(between, (steps_[i].out + 15) / 16 * 16);
+    bytes = std::max(bytes, steps_[i].bytes);
+    steps_[i].kept->images = samples;
+  }
+  const auto run_part = [&](int64_t first, int64_t count) {
+    const size_t size = static_cast<size_t>(count * between) * sizeof(float);
+    char* const memory = static_cast<char*>(
+        scratch(2 * size + static_cast<size_t>(count * bytes), ScratchUse::sequence));
+    const float* from = x + first * steps_[stage.begin].in;
+    for (size_t i = stage.begin; i < stage.end; ++i) {
+      const Step& step = steps_[i];
+      float* const to = i + 1 == stage.end
+                            ? y + first * step.out
+                            : reinterpret_cast<float*>(memory + (i - stage.begin) % 2 * size);
+      const KeptWeights::Use use(step.kept.get());
+      step.run(operations, count, from, to, reinterpret_cast<uint8_t*>(memory + 2 * size));
+      from = to;
+    }
+  };
+
+  const int threads = num_threads();
+  int64_t parts = (n + samples - 1) / samples;
+  if (parts < threads) {
+    run_part(0, n);
+    return;
+  }
+  parts = std::min((parts + threads - 1) / threads * threads, n);
+  struct Context {
+    const decltype(run_part)& run;
+    int64_t n, parts;
+  } context{run_part, n, parts};
+  run_parallel(
+      threads, parts,
+      [](void* pointer, int64_t part, int) {
+        const Context& c = *static_cast<Context*>(pointer);
+        const OneThread alone;
+        const int64_t first = c.n * part / c.parts;
+        c.run(first, c.n * (part + 1) / c.parts - first);
+      },
+      &context);
+}
+
+}  // namespace pyconv::cpu

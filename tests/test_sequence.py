@@ -1,0 +1,298 @@
+"""The recorded forward pass: the same results as block by block, and never those of old weights."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import pyconv
+from cases import CONV_CASES
+from pyconv import Input, Sequential, backend, kernels
+from pyconv.layers import (
+    Activation,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPooling2D,
+)
+
+THREADS = (1, 2, 3, 7)
+BATCHES = (1, 2, 7, 8, 9, 33, 130)
+
+
+@pytest.fixture(autouse=True)
+def settings():
+    before = pyconv.isa(), pyconv.get_math_mode(), pyconv.get_num_threads()
+    yield
+    pyconv.set_isa(before[0])
+    pyconv.set_math_mode(before[1])
+    pyconv.set_num_threads(before[2])
+
+
+def network():
+    """Every kind of block, some layers with borders, some with few channels, some with many."""
+    pyconv.utils.set_random_seed(3)
+    return Sequential(
+        [
+            Input((18, 17, 3)),
+            Conv2D(32, 3, padding="same", activation="relu"),
+            Conv2D(24, 3, activation="relu"),
+            MaxPooling2D(2),
+            Dropout(0.5),
+            Conv2D(33, 3, padding="same"),
+            Activation("relu"),
+            MaxPooling2D(3, strides=2),
+            Conv2D(16, 1, strides=2),
+            Conv2D(8, 3, padding="same", activation="relu"),
+            Flatten(),
+            Activation("relu"),
+            Dense(40, activation="relu"),
+            Dense(10, activation="softmax"),
+        ]
+    )
+
+
+def images(n, seed=0):
+    return np.random.default_rng(seed).standard_normal((n, 18, 17, 3)).astype(np.float32)
+
+
+def block_by_block(model, x):
+    """What `predict_on_batch` computes, kernel by kernel."""
+    plan = model._plan_for_inference(len(x))
+    y = x
+    for block in plan.blocks:
+        y = block.forward(y, False, 0)
+    return y.copy()
+
+
+@pytest.mark.parametrize("mode", ["direct", "winograd4", "winograd6"])
+def test_equals_block_by_block(isa, mode):
+    pyconv.set_math_mode(mode)
+    model = network()
+    for n in BATCHES:
+        x = images(n)
+        for threads in THREADS[:2]:
+            pyconv.set_num_threads(threads)
+            np.testing.assert_array_equal(
+                model.predict_on_batch(x), block_by_block(model, x), str((n, threads))
+            )
+
+
+def test_same_bits_for_any_threads(isa):
+    model = network()
+    for n in BATCHES:
+        x = images(n)
+        expected = None
+        for threads in THREADS:
+            pyconv.set_num_threads(threads)
+            y = model.predict_on_batch(x)
+            expected = y if expected is None else expected
+            np.testing.assert_array_equal(y, expected, str((n, threads)))
+        # Another algorithm may have been chosen. The outputs are probabilities.
+        np.testing.assert_allclose(expected, block_by_block(model, x), atol=2e-5, rtol=0)
+
+
+def test_images_do_not_mix():
+    model, x = network(), images(40)
+    whole = model.predict_on_batch(x)
+    x[17] = np.nan
+    changed = model.predict_on_batch(x)
+    np.testing.assert_array_equal(np.delete(changed, 17, 0), np.delete(whole, 17, 0))
+    assert np.isnan(changed[17]).all()
+
+
+class TestNewWeights:
+    def check(self, change):
+        model, x = network(), images(5)
+        model.compile("sgd", "categorical_crossentropy")
+        old = model.predict_on_batch(x)
+        change(model)
+        new = model.predict_on_batch(x)
+        assert np.abs(new - old).max() > 1e-4
+        np.testing.assert_allclose(new, block_by_block(model, x), atol=2e-5, rtol=0)
+
+    def test_assign(self):
+        def change(model):
+            kernel = model.layers[1].parameters[0]
+            kernel.assign(np.asarray(kernel) * -1)
+
+        self.check(change)
+
+    def test_set_weights(self):
+        self.check(lambda model: model.set_weights([w * 1.5 for w in model.get_weights()]))
+
+    def test_training(self):
+        labels = np.eye(10, dtype=np.float32)[np.arange(5)]
+        self.check(lambda model: model.train_on_batch(images(5), labels))
+
+    def test_layer_of_another_model(self):
+        def change(model):
+            other = Sequential([Input((18, 17, 3)), model.layers[0], Flatten(), Dense(10)])
+            other.compile("sgd", "categorical_crossentropy")
+            kernel = other.layers[0].parameters[0]
+            kernel.assign(np.asarray(kernel) * -1)
+
+        self.check(change)
+
+    def test_array_and_written(self):
+        def change(model):
+            kernel = model.layers[1].parameters[0]
+            kernel.array[...] *= -1
+            kernel.written()
+
+        self.check(change)
+
+    def test_value_cannot_be_written(self):
+        kernel = network().layers[0].parameters[0]
+        with pytest.raises(ValueError, match="read-only"):
+            kernel.value[...] = 0
+        with pytest.raises(ValueError, match="read-only"):
+            np.asarray(kernel)[...] = 0
+
+
+def test_another_isa():
+    model, x = network(), images(9)
+    results = []
+    for isa in (*pyconv.available_isas(), *pyconv.available_isas()):
+        pyconv.set_isa(isa)
+        results.append(model.predict_on_batch(x))
+    half = len(results) // 2
+    for first, second in zip(results[:half], results[half:]):
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_allclose(first, results[0], atol=2e-5, rtol=0)
+
+
+def test_two_threads_with_one_model():
+    """They share the arrays for the results, but nothing else may go wrong."""
+    model, x = network(), images(3)
+    model.predict_on_batch(x)
+    stop = time.monotonic() + 1
+
+    def predict():
+        while time.monotonic() < stop:
+            assert np.isfinite(model.predict_on_batch(x)).all()
+
+    def write():
+        while time.monotonic() < stop:
+            model.layers[0].parameters[0].written()
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(predict) for _ in range(3)] + [pool.submit(write)]:
+            future.result()
+
+
+def test_evaluate():
+    model, x = network(), images(50)
+    model.compile("sgd", "categorical_crossentropy", metrics=["accuracy"])
+    labels = np.eye(10, dtype=np.float32)[np.arange(50) % 10]
+    loss, accuracy = model.evaluate(x, labels, batch_size=16, verbose=0)
+    p = block_by_block(model, x)
+    assert loss == pytest.approx(-np.log(p[np.arange(50), np.arange(50) % 10]).mean(), abs=1e-4)
+    assert accuracy == pytest.approx((p.argmax(1) == np.arange(50) % 10).mean())
+
+
+def test_no_kernels():
+    model = Sequential([Input((2, 3)), Dropout(0.5), Flatten()])
+    x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    np.testing.assert_array_equal(model.predict_on_batch(x), x.reshape(2, 6))
+
+
+@pytest.mark.parametrize("case", CONV_CASES, ids=lambda case: case.name)
+def test_convolutions(isa, case):
+    """With kept weights, every convolution has the same bits as without."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(case.x).astype(np.float32)
+    w = rng.standard_normal(case.w).astype(np.float32)
+    b = rng.standard_normal(case.filters).astype(np.float32)
+    sequence = backend.cpu().Sequence()
+    for mode in ("direct", "winograd4", "winograd6"):
+        pyconv.set_math_mode(mode)
+        expected = kernels.conv2d(x, w, b, **case.geometry, activation=case.activation)
+        sequence.begin()
+        kernels.conv2d(x[:1], w, b, **case.geometry, activation=case.activation)
+        sequence.end()
+        for threads in (1, 3):
+            pyconv.set_num_threads(threads)
+            y = np.full_like(expected, np.nan)
+            sequence.run(x, y)
+            np.testing.assert_array_equal(y, expected, f"{mode}, {threads} threads")
+
+
+class TestExtension:
+    """The class of the extension by itself."""
+
+    @pytest.fixture
+    def sequence(self):
+        cpu = backend.cpu()
+        sequence = cpu.Sequence()
+        x, y = np.ones((1, 6), np.float32), np.zeros((1, 6), np.float32)
+        sequence.begin()
+        cpu.relu(x, y)
+        sequence.end()
+        return sequence
+
+    def test_records_without_running(self, sequence):
+        x = np.arange(-6, 6, dtype=np.float32).reshape(2, 6)
+        y = np.full((2, 6), 9, np.float32)
+        sequence.run(x, y)
+        np.testing.assert_array_equal(y, np.maximum(x, 0))
+
+    @pytest.mark.parametrize(
+        "x, out, message",
+        [
+            ((2, 5), (2, 6), "x: expected samples of 6 values"),
+            ((2, 6), (2, 7), "out: expected 2 samples of 6 values"),
+            ((), (2, 6), "x: expected samples"),
+        ],
+    )
+    def test_wrong_sizes(self, sequence, x, out, message):
+        with pytest.raises(ValueError, match=message):
+            sequence.run(np.zeros(x, np.float32), np.zeros(out, np.float32))
+
+    def test_overlap(self, sequence):
+        x = np.zeros((2, 6), np.float32)
+        with pytest.raises(ValueError, match="overlaps"):
+            sequence.run(x, x)
+
+    def test_nothing_recorded(self):
+        sequence = backend.cpu().Sequence()
+        with pytest.raises(ValueError, match="at least one kernel"):
+            sequence.run(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32))
+
+    def test_empty_batch(self, sequence):
+        sequence.run(np.zeros((0, 6), np.float32), np.zeros((0, 6), np.float32))
+
+    def test_not_for_training(self):
+        cpu = backend.cpu()
+        sequence = cpu.Sequence()
+        x = np.zeros((1, 6), np.float32)
+        sequence.begin()
+        try:
+            with pytest.raises(RuntimeError, match="for inference"):
+                cpu.relu_backward(x, x, x.copy())
+        finally:
+            sequence.end()
+
+    def test_not_a_chain(self):
+        cpu = backend.cpu()
+        sequence = cpu.Sequence()
+        x, y = np.zeros((1, 6), np.float32), np.zeros((1, 6), np.float32)
+        sequence.begin()
+        try:
+            cpu.relu(x, y)
+            with pytest.raises(RuntimeError, match="the result of the one before"):
+                cpu.relu(x, y)
+        finally:
+            sequence.end()
+
+    def test_one_at_a_time(self, sequence):
+        sequence.begin()
+        try:
+            with pytest.raises(RuntimeError, match="already"):
+                backend.cpu().Sequence().begin()
+        finally:
+            sequence.end()
+        with pytest.raises(RuntimeError, match="not being recorded"):
+            sequence.end()
