@@ -109,8 +109,9 @@ void run(const Conv2dShape& s, Activation activation, const float* x, const floa
   constexpr int64_t band_bytes = 16 * 1024;
   const int64_t line_bytes = width * s.c * float_bytes;
   const int64_t most = max(1, (band_bytes / line_bytes - reach) / s.stride_h + 1);
-  const int64_t bands =
-      min(s.oh, max(ceil_div(s.oh, most), ceil_div(items_per_thread * threads, s.n)));
+  // Of a single image, every thread's part should be whole: the next layer reads it again.
+  const int64_t wanted = s.n == 1 ? threads : ceil_div(items_per_thread * threads, s.n);
+  const int64_t bands = min(s.oh, max(ceil_div(s.oh, most), wanted));
   const int64_t band_rows = (ceil_div(s.oh, bands) - 1) * s.stride_h + reach;
 
   KeptWeights* const kept = kept_weights();

@@ -278,14 +278,15 @@ void run(const Convolution& conv) {
   // An item is a block of tiles and a part of the panels. Small batches are cut as evenly as can
   // be, first into smaller blocks, then by panels, which repeats the transforms of the input but
   // lets every thread fetch its part of U only, then into blocks that hardly fill a product.
-  constexpr int64_t least_tiles = 4;
-  const int64_t wanted = items_per_thread * threads;
+  constexpr int64_t least_tiles = 4, enough_tiles = max_tile_rows / 2;
   int64_t blocks = ceil_div(tiles.count, block_tiles(depth, conv.features)), panel_parts = 1;
-  if (blocks < wanted) {
-    const int64_t full = min(wanted, tiles.count / (max_tile_rows / 2));
-    blocks = max(blocks, full >= threads ? full / threads * threads : max(1, full));
-    panel_parts = min(panels, ceil_div(threads, blocks));
-    blocks = max(blocks, min(ceil_div(threads, panel_parts), tiles.count / least_tiles));
+  if (blocks < items_per_thread * threads) {
+    if (tiles.count >= enough_tiles * threads) {
+      blocks = ceil_div(blocks, threads) * threads;
+    } else {
+      panel_parts = min(panels, ceil_div(threads, blocks));
+      blocks = max(blocks, min(ceil_div(threads, panel_parts), tiles.count / least_tiles));
+    }
   }
   const int64_t block = ceil_div(tiles.count, blocks);
   const int64_t part_width = min(width, ceil_div(panels, panel_parts) * panel_lanes);
@@ -354,6 +355,7 @@ void run(const Convolution& conv) {
     product.a_row = depth_row;
     product.depth = depth;
     product.c_row = f_end - f_begin;
+    product.b_next = u_step;
     for (int64_t plane = 0; plane < planes<M>; ++plane) {
       for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
         const int64_t vectors = panel_vectors(conv.features, panel);

@@ -197,6 +197,9 @@ struct ProductTile {
   int64_t depth;
   float* c;  // [P][c_row]
   int64_t c_row;
+  // From b to the panel that the next product takes, which is fetched meanwhile. Where there are
+  // few rows, fetching takes as long as multiplying.
+  int64_t b_next;
 };
 
 template <int P, int Q>
@@ -215,10 +218,13 @@ static void compute(const ProductTile& tile) {
   for (int i = 0; i < pointers; ++i) a[i] = tile.a + i * stride * tile.a_row;
   const int64_t a_row = tile.a_row;
   const float* b = tile.b;
+  const int64_t b_next = tile.b_next;
   for (int64_t k = 0; k < tile.depth; ++k) {
     vec right[Q];
 #pragma GCC unroll 16
     for (int q = 0; q < Q; ++q) right[q] = load(b + q * lanes);
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) __builtin_prefetch(b + b_next + q * lanes);
     b += Q * lanes;
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
