@@ -123,6 +123,15 @@ struct Operations {
   void (*conv2d_pool_backward_weights)(const ConvPoolShape&, float scale, const float* dy,
                                        const uint8_t* winner, const float* x, float* dw, float* db);
 
+  // Two layers at the beginning of a network: conv2d_pool_backward_data of the second, then
+  // conv2d_backward_weights of the first on its result, dw and db, with the same numbers up to
+  // rounding. What lies between them is not written out. y is the first's output and x its input;
+  // null on CUDA.
+  void (*conv2d_pool_backward_through)(const ConvPoolShape& second, float scale, const float* dy,
+                                       const uint8_t* winner, const float* w,
+                                       const Conv2dShape& first, Activation, const float* y,
+                                       const float* x, float* dw, float* db);
+
   // Data movement of the CUDA backend; null on the CPU.
   // out[i] = scale * source[indices[i]], rows of `row` values of type float or uint8_t. The indices
   // are clipped to [0, source_rows).

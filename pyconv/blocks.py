@@ -180,6 +180,26 @@ class ConvPoolBlock(Block):
         )
         return dx
 
+    def backward_through(self, dy: np.ndarray, first: ConvBlock) -> None:
+        """Writes `gradients`, and those of the block before it, the first one with parameters."""
+        assert self.dx_buffer is None
+        self.backward(dy)
+        dw, *db = first.gradients
+        kernels.conv2d_pool_backward_through(
+            dy,
+            self._winner,
+            self.parameters[0].array,
+            first._y,
+            first._x,
+            dw.shape,
+            *self.geometry,
+            self._rate,
+            *first.geometry,
+            first.activation,
+            dw=dw,
+            db=db[0] if db else first._unused_db,
+        )
+
 
 class DenseBlock(Block):
     """Matrix product + bias (+ ReLU) on the last axis."""

@@ -30,6 +30,7 @@ __all__ = [
     "conv2d_backward_weights",
     "conv2d_pool",
     "conv2d_pool_backward",
+    "conv2d_pool_backward_through",
     "dense",
     "dense_backward",
     "dense_backward_data",
@@ -584,6 +585,75 @@ def conv2d_pool_backward(
     db = _empty(w_shape[3:]) if db is None else db
     _call("conv2d_pool_backward", dy, winner, x, w, dx, dw, db, *geometry, rate)
     return dx, dw, db
+
+
+def conv2d_pool_backward_through(
+    dy: Array,
+    winner: NDArray[np.uint8],
+    w: Array,
+    y: Array,
+    x: Array,
+    first_w_shape: tuple[int, int, int, int],
+    strides: Pair = 1,
+    padding: Padding = "valid",
+    dilation_rate: Pair = 1,
+    groups: int = 1,
+    rate: float = 0.0,
+    first_strides: Pair = 1,
+    first_padding: Padding = "valid",
+    first_dilation_rate: Pair = 1,
+    first_groups: int = 1,
+    first_activation: Activation = None,
+    *,
+    dw: Array | None = None,
+    db: Array | None = None,
+) -> tuple[Array, Array]:
+    """The gradients of a `conv2d` with respect to its w and b, through the `conv2d_pool` behind it.
+
+    Up to rounding what `conv2d_pool_backward` and then `conv2d_backward_weights` compute, but the
+    gradient between the two layers is never written out: some images at a time, it stays in a
+    cache. For the beginning of a network, where nobody else needs it. On the CPU only.
+
+    Args:
+        dy: gradient of the second layer's pooled output (n, oh // 2, ow // 2, filters).
+        winner: as `conv2d_pool` returned it.
+        w: kernel of the second layer.
+        y: output of the first layer, which is the second's input (n, h, w, channels).
+        x: input of the first layer.
+        first_w_shape: shape of the first layer's kernel.
+        strides, padding, dilation_rate, groups, rate: of the second layer.
+        first_strides, first_padding, first_dilation_rate, first_groups, first_activation: of the
+            first layer.
+        dw, db: arrays for the results.
+
+    Returns:
+        dw of `first_w_shape` and db (channels,), of the first layer.
+
+    Raises:
+        NotImplementedError: if the device is not the CPU.
+        TypeError, ValueError: as `conv2d_pool`.
+    """
+    first_w_shape = _four(first_w_shape, "first_w_shape")
+    first = _conv2d_geometry(
+        _shape(x, "x", 4),
+        first_w_shape,
+        first_strides,
+        first_padding,
+        first_dilation_rate,
+        first_groups,
+        first_activation,
+    )
+    *second, _ = _conv2d_geometry(
+        _shape(y, "y", 4), _shape(w, "w", 4), strides, padding, dilation_rate, groups, None
+    )
+    rate, *_ = _dropout_arguments(rate, 0, 0)
+    if dw is None:
+        dw = _empty(first_w_shape)
+    elif backend.current().is_array(dw) and dw.shape != tuple(first_w_shape):
+        raise ValueError(f"dw: expected shape {tuple(first_w_shape)}. Received: {dw.shape}.")
+    db = _empty(first_w_shape[3:]) if db is None else db
+    _call("conv2d_pool_backward_through", dy, winner, w, y, x, dw, db, *second, rate, *first)
+    return dw, db
 
 
 # --------------------------------------------------------------------------------------------------

@@ -72,6 +72,11 @@ class Operation(NamedTuple):
     layer: Layer
 
 
+class _Through(NamedTuple):
+    first: ConvBlock
+    second: ConvPoolBlock
+
+
 class Plan:
     """The blocks of a sequence of layers and their buffers, for batches of up to `capacity`.
 
@@ -184,15 +189,34 @@ class Plan:
         """Overwrites the gradients with those of the mean loss of the last :meth:`forward_loss`."""
         assert self._head is not None
         dy: np.ndarray | None = self._head.backward()
-        for block in reversed(self._loss_blocks[self._first_trained :]):
+        first, last = self._first_trained, len(self._loss_blocks)
+        through = self._through
+        for block in reversed(self._loss_blocks[first if through is None else first + 2 : last]):
             assert dy is not None
             dy = block.backward(dy)
+        if through is not None:
+            assert dy is not None
+            through.second.backward_through(dy, through.first)
 
     @property
     def _first_trained(self) -> int:
         """Index of the first block with parameters: nothing before it needs a gradient."""
         trained = (index for index, block in enumerate(self.blocks) if block.parameters)
         return next(trained, len(self.blocks))
+
+    @property
+    def _through(self) -> _Through | None:
+        """The first two blocks with parameters, where one kernel takes the gradient through both.
+
+        The gradient between them is the largest of most networks, and then never written out.
+        """
+        pair = self._loss_blocks[self._first_trained : self._first_trained + 2]
+        if self.device.name != "cpu" or len(pair) < 2:
+            return None
+        first, second = pair
+        if not isinstance(first, ConvBlock) or not isinstance(second, ConvPoolBlock):
+            return None
+        return _Through(first, second)
 
     def _make_head(self, loss: Loss) -> None:
         if not isinstance(loss, CategoricalCrossentropy):
@@ -229,9 +253,10 @@ class Plan:
             block.gradients = [gradients[parameter] for parameter in block.parameters]
         # On their way back, the gradients go to and fro between two buffers, or are changed in
         # place.
+        needing_from = self._first_trained + (1 if self._through is None else 2)
         needing = [
             block
-            for block in self._loss_blocks[self._first_trained + 1 :]
+            for block in self._loss_blocks[needing_from:]
             if not (block.view or block.elementwise)
         ]
         buffers = self._two_buffers(max((block.input_size for block in needing), default=0))

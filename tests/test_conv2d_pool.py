@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import pyconv
 import reference
 from cases import CONV_CASES, ConvCase, integers, reals
 from pyconv import kernels
@@ -160,3 +161,120 @@ def test_gather(target, guarded):
         kernels.gather(source.astype(np.float64), indices)
     with pytest.raises(ValueError):
         kernels.gather(source[:0], indices)
+
+
+class TestThrough:
+    """The gradient through a second layer to the weights of the first, on the CPU."""
+
+    # Few and many images, fewer and more than fill blocks and chunks, and what the kernels of the
+    # two layers choose among.
+    PAIRS = (
+        (ConvCase("same", (70, 20, 18, 3), (3, 3), 33, padding="same", activation="relu"), {}),
+        (ConvCase("valid", (5, 12, 12, 3), (3, 3), 16, activation="relu"), {"padding": "same"}),
+        (ConvCase("linear", (18, 66, 40, 1), (5, 5), 32, padding="same"), {}),
+        (ConvCase("strided", (35, 70, 70, 8), (3, 3), 24, strides=2, activation="relu"), {}),
+        (
+            ConvCase("groups", (17, 60, 60, 8), (1, 1), 40, groups=2, activation="relu"),
+            {"groups": 4, "padding": 1},
+        ),
+        (ConvCase("large", (270, 40, 40, 2), (3, 3), 17, padding="same", activation="relu"), {}),
+    )
+    pairs = pytest.mark.parametrize("first, second", PAIRS, ids=lambda p: getattr(p, "name", ""))
+
+    @staticmethod
+    def run(values, first, second, threads=None, **arrays):
+        """The gradients through both layers, and those of one layer after the other."""
+        if threads:
+            pyconv.set_num_threads(threads)
+        x, w1 = values("x", first.x), values("w1", first.w)
+        y = kernels.conv2d(x, w1, None, **first.geometry, activation=first.activation)
+        w2 = values("w2", (3, 3, first.filters // second.get("groups", 1), 12))
+        pooled, winner = kernels.conv2d_pool(y, w2, None, **second, rate=0.5, seed=3)
+        dy = values("dy", pooled.shape)
+        of_first = {f"first_{name}": value for name, value in first.geometry.items()}
+        through = kernels.conv2d_pool_backward_through(
+            dy,
+            winner,
+            w2,
+            y,
+            x,
+            first.w,
+            **second,
+            rate=0.5,
+            **of_first,
+            first_activation=first.activation,
+            **arrays,
+        )
+        dx = kernels.conv2d_pool_backward(dy, winner, y, w2, **second, rate=0.5)[0]
+        separate = kernels.conv2d_backward_weights(
+            dx, x, first.w, **first.geometry, activation=first.activation, y=y
+        )
+        return through, separate, (dx, x)
+
+    @pairs
+    def test_integers_are_exact(self, isa, first, second):
+        def few(name, shape):  # sums over many images stay below 2**24
+            return np.sign(integers(name, shape))
+
+        through, separate, _ = self.run(few, first, second)
+        for got, expected in zip(through, separate):
+            assert np.abs(expected).max() < 2**24
+            assert_same(got, expected, first.name)
+
+    @pairs
+    def test_reals_are_within_the_rounding_bound(self, isa, first, second):
+        through, separate, (dx, x) = self.run(reals, first, second)
+        geometry = {**first.geometry, "activation": None}
+        sizes = kernels.conv2d_backward_weights(np.abs(dx), np.abs(x), first.w, **geometry)
+        n, oh, ow, _ = dx.shape
+        for got, expected, size in zip(through, separate, sizes):
+            # Two sums of the same terms, in different orders.
+            bound = 2 * sum_bound(n * oh * ow + 2, size.astype(np.float64))
+            assert_within(got, expected.astype(np.float64), bound, first.name)
+
+    @pairs
+    def test_same_bits_for_any_threads(self, isa, first, second):
+        before = pyconv.get_num_threads()
+        try:
+            results = [self.run(reals, first, second, threads)[0] for threads in (1, 2, 3, 7)]
+        finally:
+            pyconv.set_num_threads(before)
+        for result in results[1:]:
+            for got, expected in zip(result, results[0]):
+                assert_same_bits(got, expected, first.name)
+
+    def test_given_arrays_are_overwritten_and_nothing_around_them(self, isa, guarded):
+        first, second = self.PAIRS[0]
+        expected = self.run(reals, first, second)[0]
+        dw, db = guarded.empty(first.w, offset=3), guarded.empty((first.filters,), offset=5)
+        through = self.run(reals, first, second, dw=dw, db=db)[0]
+        assert through[0] is dw and through[1] is db
+        for got, wanted in zip(through, expected):
+            assert_same_bits(got, wanted)
+        guarded.check()
+
+    def test_wrong_arrays_are_refused(self):
+        x, w1 = np.ones((2, 8, 8, 3), np.float32), np.ones((3, 3, 3, 4), np.float32)
+        w2 = np.ones((3, 3, 4, 8), np.float32)
+        y = kernels.conv2d(x, w1)
+        pooled, winner = kernels.conv2d_pool(y, w2)
+
+        def through(dy=pooled, winner=winner, w=w2, y=y, x=x, shape=w1.shape, **options):
+            return kernels.conv2d_pool_backward_through(dy, winner, w, y, x, shape, **options)
+
+        through()
+        for wrong in (
+            {"dy": pooled[:1]},
+            {"y": y[:, :5]},
+            {"x": x[:, :7]},
+            {"shape": (3, 3, 2, 4)},
+            {"w": w2[:, :, :3]},
+            {"winner": winner.astype(np.float32)},
+            {"dw": np.empty((3, 3, 3, 5), np.float32)},
+            {"db": np.empty(5, np.float32)},
+            {"strides": 0},
+            {"first_padding": "full"},
+            {"rate": 1.0},
+        ):
+            with pytest.raises((TypeError, ValueError)):
+                through(**wrong)

@@ -486,6 +486,33 @@ void conv2d_pool_backward(const py::object& dy_, const py::object& winner_, cons
                                      db.floats());
 }
 
+void conv2d_pool_backward_through(const py::object& dy_, const py::object& winner_,
+                                  const py::object& w_, const py::object& y_, const py::object& x_,
+                                  const py::object& dw_, const py::object& db_, const Pair& strides,
+                                  const Padding& padding, const Pair& dilation, int64_t groups,
+                                  double rate, const Pair& first_strides,
+                                  const Padding& first_padding, const Pair& first_dilation,
+                                  int64_t first_groups, bool relu) {
+  require_supported(reinterpret_cast<const void*>(begin_call().conv2d_pool_backward_through),
+                    "conv2d_pool_backward_through");
+  const Array dy = input(dy_, "dy"), w = input(w_, "w"), y = input(y_, "y"), x = input(x_, "x");
+  const Array winner(winner_, "winner", Array::Access::read, "uint8");
+  const Array dw = output(dw_, "dw"), db = output(db_, "db");
+  const Conv2dShape first =
+      conv2d_shape(four(x), dw, first_strides, first_padding, first_dilation, first_groups);
+  y.require(conv2d_output(first), "that of the first layer's output");
+  const ConvPoolShape second =
+      conv2d_pool_shape(conv2d_shape(four(y), w, strides, padding, dilation, groups));
+  dy.require(pooled_output(second), "that of the pooled output");
+  winner.require(pooled_output(second), "that of the pooled output");
+  db.require({first.oc}, "one value a filter");
+  require_apart({&dw, &db}, {&dy, &winner, &w, &y, &x});
+  const float scale = dropout_of(rate, 0, {}).scale;
+  Call()->conv2d_pool_backward_through(
+      second, scale, dy.floats(), static_cast<const uint8_t*>(winner.data()), w.floats(), first,
+      activation(relu), y.floats(), x.floats(), dw.floats(), db.floats());
+}
+
 void gather(const py::object& source_, const py::object& indices_, const py::object& out_,
             float scale, bool bytes) {
   require_supported(reinterpret_cast<const void*>(begin_call().gather_floats), "gather");
@@ -560,6 +587,10 @@ PYBIND11_MODULE(PYCONV_MODULE, m) {
   m.def("conv2d_pool_backward", &conv2d_pool_backward, arg("dy"), arg("winner"), arg("x"), arg("w"),
         arg("dx"), arg("dw"), arg("db"), arg("strides"), arg("padding"), arg("dilation_rate"),
         arg("groups"), arg("rate"));
+  m.def("conv2d_pool_backward_through", &conv2d_pool_backward_through, arg("dy"), arg("winner"),
+        arg("w"), arg("y"), arg("x"), arg("dw"), arg("db"), arg("strides"), arg("padding"),
+        arg("dilation_rate"), arg("groups"), arg("rate"), arg("first_strides"),
+        arg("first_padding"), arg("first_dilation_rate"), arg("first_groups"), arg("relu"));
   m.def("gather", &gather, arg("source"), arg("indices"), arg("out"), arg("scale"), arg("bytes"));
 }
 

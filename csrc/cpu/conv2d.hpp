@@ -33,6 +33,8 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
 bool first_fits(const Conv2dShape& s);
 void conv2d_first(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                   const float* b, float* y);
+void conv2d_first_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
+                                   const float* y, const float* x, float* dw, float* db);
 
 // conv2d_winograd.cpp: 3x3 with strides, dilation and groups of 1.
 bool winograd_fits(const Conv2dShape& s);

@@ -196,6 +196,10 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
     one_pixel_weights(s, activation, dy, y, x, dw, db);
     return;
   }
+  if (first_fits(s)) {
+    conv2d_first_backward_weights(s, activation, dy, y, x, dw, db);
+    return;
+  }
   const WeightsCut cut(s);
   const int64_t channels = min(s.c, copied_channels);
   const CopiedBlock copied{CopiedAxis(s.kh, cut.block_rows, s.stride_h, s.dilation_h, s.pad_top),

@@ -174,6 +174,88 @@ void run(const Conv2dShape& s, Activation activation, const float* x, const floa
   });
 }
 
+// ---------------------------------------------------------------------------------------------
+// Weight gradient
+
+// What a part of a row of the kernel, P floats of x, gets from a block of pixels.
+struct FirstWeightsTile {
+  const float* x;  // under the part, at the first pixel
+  int64_t x_row, x_pixel;
+  const float *dy, *y;  // y: where not positive, dy does not count
+  int64_t dy_row, dy_pixel;
+  int64_t rows, pixels;
+  int64_t features;  // how many features of the panel exist
+  float* sums;       // [P][Q * lanes], added to
+  float* bias;       // [Q * lanes], added to
+};
+
+template <int P, int Q, bool masked, bool with_bias>
+__attribute__((noinline)) void compute_first(const FirstWeightsTile& tile) {
+  vec sum[P][Q], bias[Q];
+#pragma GCC unroll 16
+  for (int q = 0; q < Q; ++q) {
+    bias[q] = zero();
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) sum[p][q] = zero();
+  }
+  const int64_t last = min(tile.features - (Q - 1) * lanes, lanes);
+  const bool whole = last == lanes;
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    const float* x = tile.x + row * tile.x_row;
+    const float* dy = tile.dy + row * tile.dy_row;
+    const float* y = masked ? tile.y + row * tile.dy_row : nullptr;
+    for (int64_t pixel = 0; pixel < tile.pixels; ++pixel) {
+      // Else the compiler keeps what pixels share on the stack.
+      keep_in_register(x);
+      vec gradient[Q];
+#pragma GCC unroll 16
+      for (int q = 0; q < Q; ++q) {
+        const bool part = q == Q - 1 && !whole;
+        const float* const at = dy + q * lanes;
+        gradient[q] = part ? load_n(at, last) : load(at);
+        if (masked) {
+          const vec output = part ? load_n(y + q * lanes, last) : load(y + q * lanes);
+          gradient[q] = where_positive(output, gradient[q]);
+        }
+        if (with_bias) bias[q] = add(bias[q], gradient[q]);
+      }
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+        const vec value = broadcast(x[p]);
+#pragma GCC unroll 16
+        for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, gradient[q], sum[p][q]);
+      }
+      x += tile.x_pixel;
+      dy += tile.dy_pixel;
+      if (masked) y += tile.dy_pixel;
+    }
+  }
+  float* to = tile.sums;
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q, to += lanes) store(to, add(load(to), sum[p][q]));
+  }
+  if (!with_bias) return;
+  to = tile.bias;
+  for (int q = 0; q < Q; ++q, to += lanes) store(to, add(load(to), bias[q]));
+}
+
+template <int Q, int P = 1>
+void run_first(const FirstWeightsTile& tile, int64_t floats) {
+  if (floats == P) {
+    if (tile.y != nullptr) {
+      tile.bias != nullptr ? compute_first<P, Q, true, true>(tile)
+                           : compute_first<P, Q, true, false>(tile);
+    } else {
+      tile.bias != nullptr ? compute_first<P, Q, false, true>(tile)
+                           : compute_first<P, Q, false, false>(tile);
+    }
+  } else if constexpr (P < tile_rows[Q]) {
+    run_first<Q, P + 1>(tile, floats);
+  }
+}
+
 }  // namespace
 
 bool first_fits(const Conv2dShape& s) {
@@ -198,6 +280,94 @@ void conv2d_first(const Conv2dShape& s, Activation activation, const float* x, c
     default:
       return run<8>(s, activation, x, w, b, y);
   }
+}
+
+void conv2d_first_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
+                                   const float* y, const float* x, float* dw, float* db) {
+  const int64_t panels = panel_count(s.oc), width_f = padded_features(s.oc), depth = s.kw * s.c;
+  const int64_t width = (s.ow - 1) * s.stride_w + s.kw;
+  const int64_t reach = (s.kh - 1) * s.dilation_h + 1;
+  const int64_t rows_of_dw = s.kh * depth, sums_size = rows_of_dw * width_f;
+
+  // A block is some rows of dy, or a part of one: what a panel reads of dy and y, once for every
+  // part of the kernel, should stay in the first-level cache.
+  constexpr int64_t block_pixels = 96;
+  const int64_t block_rows = max(1, min(s.oh, block_pixels / s.ow));
+  const int64_t column_parts = ceil_div(s.ow, 2 * block_pixels);
+  const int64_t image_blocks = ceil_div(s.oh, block_rows), blocks = s.n * image_blocks;
+  // Each chunk of the blocks has sums of its own.
+  constexpr int64_t max_chunks = 32;
+  const int64_t chunks = min(blocks, max_chunks);
+
+  Scratch memory;
+  const int64_t sums_at = memory.reserve<float>(chunks * sums_size);
+  const int64_t bias_at = memory.reserve<float>(chunks * width_f);
+  memory.allocate();
+  float* const all_sums = memory.at<float>(sums_at);
+  float* const all_bias = memory.at<float>(bias_at);
+
+  parallel_for(num_threads(), chunks, [&](int64_t chunk, int) {
+    Scratch own;
+    const int64_t band_at =
+        own.reserve<float>(((block_rows - 1) * s.stride_h + reach) * width * s.c);
+    own.allocate(ScratchUse::worker);
+    float* const band = own.at<float>(band_at);
+    float* const sums = all_sums + chunk * sums_size;
+    float* const bias = all_bias + chunk * width_f;
+    clear(sums, sums_size);
+    clear(bias, width_f);
+
+    FirstWeightsTile tile{};
+    tile.x_row = s.stride_h * width * s.c;
+    tile.x_pixel = s.stride_w * s.c;
+    tile.dy_row = s.ow * s.oc;
+    tile.dy_pixel = s.oc;
+    const int64_t end = part_begin(blocks, chunks, chunk + 1);
+    for (int64_t block = part_begin(blocks, chunks, chunk); block < end; ++block) {
+      const int64_t image = block / image_blocks, row = block % image_blocks * block_rows;
+      tile.rows = min(block_rows, s.oh - row);
+      copy_padded(s, x + image * s.h * s.w * s.c, row * s.stride_h - s.pad_top,
+                  (tile.rows - 1) * s.stride_h + reach, width, band);
+      const int64_t at = (image * s.oh + row) * tile.dy_row;
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t vectors = panel_vectors(s.oc, panel), first = panel * panel_lanes;
+        tile.features = s.oc - first;
+        for_parts(s.ow, column_parts, [&](int64_t column, int64_t pixels) {
+          tile.pixels = pixels;
+          const int64_t from = at + column * s.oc + first;
+          tile.dy = dy + from;
+          tile.y = activation == Activation::relu ? y + from : nullptr;
+          tile.bias = bias + first;
+          for (int64_t r = 0; r < s.kh; ++r) {
+            for_parts(depth, ceil_div(depth, tile_rows[vectors]), [&](int64_t k, int64_t floats) {
+              tile.x = band + r * s.dilation_h * width * s.c + column * tile.x_pixel + k;
+              tile.sums = sums + first * rows_of_dw + (r * depth + k) * vectors * lanes;
+              if (vectors == 2) {
+                run_first<2>(tile, floats);
+              } else {
+                run_first<1>(tile, floats);
+              }
+              tile.bias = nullptr;  // it is in already
+            });
+          }
+        });
+      }
+    }
+  });
+
+  // Add the chunks up, in their order, and leave out the lanes that do not exist.
+  parallel_ranges(sums_size, 16 * 1024, [&](int64_t begin, int64_t end) {
+    add_arrays(all_sums, all_sums + sums_size, chunks - 1, sums_size, begin, end);
+  });
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t vectors = panel_vectors(s.oc, panel), first = panel * panel_lanes;
+    const float* from = all_sums + first * rows_of_dw;
+    for (int64_t row = 0; row < rows_of_dw; ++row, from += vectors * lanes) {
+      copy(dw + row * s.oc + first, from, min(vectors * lanes, s.oc - first));
+    }
+  }
+  add_arrays(all_bias, all_bias + width_f, chunks - 1, width_f, 0, width_f);
+  if (db != nullptr) copy(db, all_bias, s.oc);
 }
 
 }  // namespace pyconv::cpu::PYCONV_ISA

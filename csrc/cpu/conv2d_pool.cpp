@@ -339,6 +339,18 @@ bool windows_pay(const ConvPoolShape& p) {
   return windows_fit_registers && winograd_fits(p.conv) && p.conv.c >= lanes;
 }
 
+// Allocates the memory, and returns the weights as make(to) writes them, `size` floats: there, or
+// where the caller keeps them.
+template <class Make>
+const float* kept_or_made(Scratch& memory, int64_t size, const Make& make) {
+  KeptWeights* const kept = kept_weights();
+  const int64_t at = memory.reserve<float>(kept != nullptr ? 0 : size);
+  memory.allocate();
+  if (kept != nullptr) return get_kept(*kept, KeptWeights::sparse, size, make);
+  make(memory.at<float>(at));
+  return memory.at<float>(at);
+}
+
 void windows_backward_data(const ConvPoolShape& p, float scale, const float* dy,
                            const uint8_t* winner, const float* w, float* dx) {
   const Conv2dShape& s = p.conv;
@@ -348,23 +360,23 @@ void windows_backward_data(const ConvPoolShape& p, float scale, const float* dy,
   const int threads = num_threads();
   const int64_t slices = ceil_div(s.c, lanes);
 
-  Scratch memory;
-  const int64_t w_at = memory.reserve<float>(slices * s.oc * window_taps * lanes);
+  const int64_t scaled_size = slices * s.oc * window_taps * lanes;
   const int64_t band_size = in_place ? 0 : band.size();
-  memory.allocate();
-
   // [slice][feature][tap][lanes], with the gradients' scale.
-  float* const scaled = memory.at<float>(w_at);
-  parallel_for(threads, slices * s.oc, [&](int64_t item, int) {
-    const int64_t slice = item / s.oc, f = item % s.oc;
-    float* to = scaled + item * window_taps * lanes;
-    for (int64_t tap = 0; tap < window_taps; ++tap, to += lanes) {
-      for (int64_t l = 0; l < lanes; ++l) {
-        const int64_t c = slice * lanes + l;
-        to[l] = c < s.c ? w[(tap * s.c + c) * s.oc + f] * scale : 0.0f;
+  const auto scale_all = [&](float* scaled) {
+    parallel_for(threads, slices * s.oc, [&](int64_t item, int) {
+      const int64_t slice = item / s.oc, f = item % s.oc;
+      float* to = scaled + item * window_taps * lanes;
+      for (int64_t tap = 0; tap < window_taps; ++tap, to += lanes) {
+        for (int64_t l = 0; l < lanes; ++l) {
+          const int64_t c = slice * lanes + l;
+          to[l] = c < s.c ? w[(tap * s.c + c) * s.oc + f] * scale : 0.0f;
+        }
       }
-    }
-  });
+    });
+  };
+  Scratch memory;
+  const float* const scaled = kept_or_made(memory, scaled_size, scale_all);
 
   parallel_for(threads, s.n, [&](int64_t n, int) {
     Scratch own;
@@ -452,22 +464,20 @@ void conv2d_pool_backward_data(const ConvPoolShape& p, float scale, const float*
   const int threads = num_threads();
 
   Scratch memory;
-  const int64_t w_at = memory.reserve<float>(s.oc * patch);
   const int64_t band_size = in_place ? 0 : band.size();
   const Pieces cut{s.kh, row};
   const int64_t pieces_at = memory.reserve<Piece>(cut.count());
-  memory.allocate();
+  // [feature][kh][kw][c]
+  const float* const rows = kept_or_made(memory, s.oc * patch, [&](float* to) {
+    parallel_for(threads, taps, [&](int64_t tap, int) {
+      for (int64_t c = 0; c < s.c; ++c) {
+        const float* from = w + (tap * s.c + c) * s.oc;
+        for (int64_t f = 0; f < s.oc; ++f) to[f * patch + tap * s.c + c] = from[f];
+      }
+    });
+  });
   Piece* const pieces = memory.at<Piece>(pieces_at);
   cut.list(pieces);
-
-  // [feature][kh][kw][c]
-  float* const rows = memory.at<float>(w_at);
-  parallel_for(threads, taps, [&](int64_t tap, int) {
-    for (int64_t c = 0; c < s.c; ++c) {
-      const float* from = w + (tap * s.c + c) * s.oc;
-      for (int64_t f = 0; f < s.oc; ++f) rows[f * patch + tap * s.c + c] = from[f];
-    }
-  });
 
   parallel_for(threads, s.n, [&](int64_t n, int) {
     Scratch own;

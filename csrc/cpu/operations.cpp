@@ -28,6 +28,7 @@ const Operations operations = {
     .conv2d_pool = conv2d_pool,
     .conv2d_pool_backward_data = conv2d_pool_backward_data,
     .conv2d_pool_backward_weights = conv2d_pool_backward_weights,
+    .conv2d_pool_backward_through = conv2d_pool_backward_through,
     .gather_floats = nullptr,
     .gather_bytes = nullptr,
     .peak_flops = peak_flops,

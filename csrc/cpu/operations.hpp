@@ -19,6 +19,11 @@ void conv2d_pool_backward_data(const ConvPoolShape& shape, float scale, const fl
 void conv2d_pool_backward_weights(const ConvPoolShape& shape, float scale, const float* dy,
                                   const uint8_t* winner, const float* x, float* dw, float* db);
 
+void conv2d_pool_backward_through(const ConvPoolShape& second, float scale, const float* dy,
+                                  const uint8_t* winner, const float* w, const Conv2dShape& first,
+                                  Activation activation, const float* y, const float* x, float* dw,
+                                  float* db);
+
 void dense(const DenseShape& shape, Activation activation, const float* x, const float* w,
            const float* b, float* y);
 void dense_backward_data(const DenseShape& shape, Activation activation, const float* dy,

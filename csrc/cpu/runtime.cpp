@@ -148,4 +148,10 @@ KeptWeights::Use::~Use() { kept_in_use = nullptr; }
 
 KeptWeights* kept_weights() { return kept_in_use; }
 
+KeptWeights& kept_for_one_call() {
+  thread_local KeptWeights kept;
+  kept.discard();
+  return kept;
+}
+
 }  // namespace pyconv::cpu

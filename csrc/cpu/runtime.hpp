@@ -69,7 +69,7 @@ class Buffer {
 // own.
 class KeptWeights {
  public:
-  enum Layout { packed, winograd4, winograd6 };
+  enum Layout { packed, winograd4, winograd6, sparse };
 
   // Images for which kernels choose their algorithm, whatever part of them a call is for: so all
   // parts of a batch are computed alike.
@@ -91,12 +91,14 @@ class KeptWeights {
   };
 
  private:
-  static constexpr int layouts = 3;
+  static constexpr int layouts = 4;
   std::mutex making_;
   Buffer memory_[layouts];
   std::atomic<const float*> ready_[layouts] = {};
 };
 // What the caller of the running kernel keeps; usually null.
 KeptWeights* kept_weights();
+// The calling thread's, empty: for an operation that calls a kernel many times.
+KeptWeights& kept_for_one_call();
 
 }  // namespace pyconv::cpu

@@ -132,6 +132,7 @@ const Operations& Sequence::recorder() {
     refuse(t.adam_step);
     refuse(t.conv2d_pool_backward_data);
     refuse(t.conv2d_pool_backward_weights);
+    refuse(t.conv2d_pool_backward_through);
     refuse(t.peak_flops);
     t.conv2d = record_conv2d;
     t.conv2d_pool = record_conv2d_pool;

@@ -26,6 +26,7 @@ const Operations operations = {
     .conv2d_pool = conv2d_pool,
     .conv2d_pool_backward_data = conv2d_pool_backward_data,
     .conv2d_pool_backward_weights = conv2d_pool_backward_weights,
+    .conv2d_pool_backward_through = nullptr,
     .gather_floats = gather_floats,
     .gather_bytes = gather_bytes,
     .peak_flops = nullptr,
