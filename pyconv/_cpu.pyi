@@ -7,7 +7,7 @@ NotImplementedError: conv2d_pool, conv2d_pool_backward, gather.
 
 from typing import Any
 
-from numpy import float32, int64, uint8, uint64
+from numpy import float32, float64, int64, uint8, uint64
 from numpy.typing import NDArray
 
 _Array = NDArray[float32]
@@ -26,6 +26,15 @@ def num_threads() -> int: ...
 def set_num_threads(count: int) -> None: ...
 def math_mode() -> str: ...
 def set_math_mode(mode: str) -> None: ...
+def warp_affine(
+    x: _Array,
+    indices: NDArray[int64],
+    matrices: NDArray[float64],
+    out: _Array,
+    fill_mode: str,
+    cval: float,
+    threads: int,
+) -> None: ...
 def measure_peak(seconds: float = 0.2) -> float: ...
 def conv2d(
     x: _Array,

@@ -47,6 +47,7 @@ __all__ = [
     "softmax",
     "softmax_backward",
     "softmax_cross_entropy",
+    "warp_affine",
     "window_output_size",
 ]
 
@@ -1002,6 +1003,57 @@ def gather(
         raise ValueError(f"out: expected shape {shape}. Received: {out.shape}.")
     out[...] = source[np.clip(indices, 0, len(source) - 1)]
     out *= np.float32(scale)
+    return out
+
+
+# --------------------------------------------------------------------------------------------------
+# Augmentation
+
+
+def warp_affine(
+    x: Array,
+    matrices: NDArray[np.float64],
+    indices: NDArray[np.int64] | None = None,
+    fill_mode: str = "nearest",
+    cval: float = 0.0,
+    *,
+    threads: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Warps images by affine maps, one each, with linear interpolation.
+
+    out[i, row, column] = x[indices[i], r, c], where (r, c) = matrices[i] @ (row, column, 1): a
+    matrix says where the pixels of the result come from, as for scipy.ndimage.affine_transform.
+    Always on the CPU, with NumPy's arrays, whatever the device. Maps of whole pixels to whole
+    pixels copy bits.
+
+    Args:
+        x: images (m, height, width, channels), float32.
+        matrices: (n, 2, 3), float64, in units of pixels.
+        indices: (n,), int64: which image goes where; by default all as they are, n = m.
+        fill_mode: what stands outside an image, as scipy.ndimage means it: "nearest"
+            (aaa|abcd|ddd), "constant" (cval), "reflect" (cba|abcd|dcb) or "wrap" (bcd|abcd|bcd).
+        cval: value outside with "constant".
+        threads: how many to use at most; by default as many as the other kernels.
+        out: array for the result.
+
+    Returns:
+        out (n, height, width, channels).
+
+    Raises:
+        TypeError, ValueError: as `conv2d`, and if an index is out of range or a matrix not finite.
+    """
+    host = backend.cpu()
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"x: expected a NumPy array. Received: {type(x).__name__}.")
+    if x.ndim != 4:
+        raise ValueError(f"x: expected 4 axes. Received shape: {x.shape}.")
+    if indices is None:
+        indices = np.arange(len(x))
+    if out is None:
+        out = np.empty((*np.shape(indices), *x.shape[1:]), np.float32)
+    threads = host.num_threads() if threads is None else threads
+    host.warp_affine(x, indices, matrices, out, fill_mode, cval, threads)
     return out
 
 

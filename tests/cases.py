@@ -256,6 +256,10 @@ def named(table: tuple, names: tuple[str, ...]) -> list:
     return [found[name] for name in names]
 
 
+# Of warp_affine: what stands outside an image.
+FILL_MODES = ("nearest", "constant", "reflect", "wrap")
+
+
 # ------------------------------------------------------------------------------------------- inputs
 
 

@@ -445,6 +445,47 @@ def winograd_backward_weights(m, dy, x, padding="valid", of=np.asarray) -> np.nd
     return np.einsum("pi,qj,pqcf->ijcf", g, g, u)
 
 
+# ------------------------------------------------------------------------------------- augmentation
+
+
+def warp_coordinates(matrices, height, width) -> np.ndarray:
+    """Where each pixel of the result comes from, (2, n, height, width), summed in the order that is
+    promised, as "constant" and "wrap" have edges."""
+    m = np.asarray(matrices, np.float64)[..., np.newaxis, np.newaxis]
+    rows, columns = np.arange(height)[:, np.newaxis], np.arange(width)
+    return np.stack([(m[:, i, 2] + m[:, i, 0] * rows) + m[:, i, 1] * columns for i in (0, 1)])
+
+
+def warp_affine(x, matrices, indices=None, fill_mode="nearest", cval=0.0) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    n, (height, width) = len(matrices), x.shape[1:3]
+    images = np.arange(n) if indices is None else np.asarray(indices)
+    corners, weights, outside = [], [], np.zeros((n, height, width), bool)
+    for at, size in zip(warp_coordinates(matrices, height, width), (height, width)):
+        left, right = at < 0, at > size - 1
+        if fill_mode == "constant":
+            outside |= left | right
+            at = np.where(left | right, 0.0, at)
+        if fill_mode == "wrap":
+            period = max(size - 1, 1)
+            at = np.where(left, at + period * (np.floor(-at / period) + 1), at)
+            at = np.where(right, at - period * np.floor(at / period), at) * (size > 1)
+        first = np.floor(at)
+        pair = np.stack([first, first + 1]).astype(np.int64)
+        if fill_mode == "reflect":
+            pair = pair % (2 * size)
+            pair = np.minimum(pair, 2 * size - 1 - pair)
+        corners.append(np.clip(pair, 0, size - 1))
+        weights.append(np.stack([1 - (at - first), at - first]))
+    y = np.zeros((n, height, width, x.shape[3]))
+    for i, j in np.ndindex(2, 2):
+        weight = (weights[0][i] * weights[1][j])[..., np.newaxis]
+        pixels = x[images[:, np.newaxis, np.newaxis], corners[0][i], corners[1][j]]
+        y += np.where(weight == 0, 0.0, weight * np.where(weight == 0, 0.0, pixels))
+    y[outside] = cval
+    return y
+
+
 # -------------------------------------------------------------------------------------- comparisons
 
 

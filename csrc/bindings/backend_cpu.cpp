@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <iterator>
 #include <string>
 
 #include "../cpu/dispatch.hpp"
 #include "../cpu/runtime.hpp"
 #include "../cpu/sequence.hpp"
+#include "../cpu/warp_affine.hpp"
 #include "array.hpp"
 #include "backend.hpp"
 
@@ -52,13 +54,66 @@ void set_math_mode(const std::string& mode) {
       mode + "'.");
 }
 
-void set_num_threads(int64_t count) {
+int thread_count(const char* name, int64_t count) {
   constexpr int64_t most = 1024;
   if (count < 1 || count > most) {
-    throw py::value_error("num_threads: expected a count from 1 to " + std::to_string(most) +
-                          ". Received: " + std::to_string(count) + ".");
+    throw py::value_error(std::string(name) + ": expected a count from 1 to " +
+                          std::to_string(most) + ". Received: " + std::to_string(count) + ".");
   }
-  cpu::set_num_threads(static_cast<int>(count));
+  return static_cast<int>(count);
+}
+
+void set_num_threads(int64_t count) { cpu::set_num_threads(thread_count("num_threads", count)); }
+
+// As in cpu::FillMode.
+constexpr const char* fill_modes[] = {"nearest", "constant", "reflect", "wrap"};
+
+cpu::FillMode fill_mode_of(const std::string& name) {
+  for (size_t i = 0; i < std::size(fill_modes); ++i) {
+    if (name == fill_modes[i]) return static_cast<cpu::FillMode>(i);
+  }
+  throw py::value_error(
+      "fill_mode: expected 'nearest', 'constant', 'reflect' or 'wrap'. Received: '" + name + "'.");
+}
+
+// Augmentation happens on the host whatever the device is, so this is no entry of the table.
+void warp_affine(const py::object& x_, const py::object& indices_, const py::object& matrices_,
+                 const py::object& out_, const std::string& fill_mode, float cval,
+                 int64_t threads_) {
+  const Array x = input(x_, "x"), out = output(out_, "out");
+  const Array indices(indices_, "indices", Array::Access::read, "int64");
+  const Array matrices(matrices_, "matrices", Array::Access::read, "float64");
+  const cpu::FillMode fill = fill_mode_of(fill_mode);
+  const int threads = thread_count("threads", threads_);
+  x.require({any, any, any, any}, "(n, height, width, channels)");
+  for (size_t axis = 1; axis < 4; ++axis) {
+    if (x.dim(axis) < 1) {
+      throw py::value_error("x: expected at least one row, column and channel. Received shape " +
+                            to_text(x.shape()) + ".");
+    }
+  }
+  indices.require({any}, "one index an image of the result");
+  const cpu::WarpShape shape{indices.dim(0), x.dim(1), x.dim(2), x.dim(3)};
+  matrices.require({shape.n, 2, 3}, "one matrix an image of the result");
+  out.require({shape.n, shape.h, shape.w, shape.c}, "one image an index");
+  require_apart({&out}, {&x, &indices, &matrices});
+  const auto* index = static_cast<const int64_t*>(indices.data());
+  for (int64_t i = 0; i < shape.n; ++i) {
+    if (index[i] < 0 || index[i] >= x.dim(0)) {
+      throw py::value_error("indices: expected values from 0 to below " + std::to_string(x.dim(0)) +
+                            ", the number of images. Received: " + std::to_string(index[i]) + ".");
+    }
+  }
+  const auto* matrix = static_cast<const double*>(matrices.data());
+  for (int64_t i = 0; i < 6 * shape.n; ++i) {
+    if (!std::isfinite(matrix[i])) {
+      throw py::value_error(
+          "matrices: expected finite numbers. Received: " + std::to_string(matrix[i]) +
+          " in matrix " + std::to_string(i / 6) + ".");
+    }
+  }
+  const py::gil_scoped_release release;
+  cpu::warp_affine(shape, fill, cval, x.floats(), index, matrix, out.floats(), threads);
 }
 
 void run_sequence(cpu::Sequence& sequence, const py::object& x_, const py::object& y_) {
@@ -99,6 +154,8 @@ void define_backend(py::module_& m) {
       .def("end", &cpu::Sequence::end)
       .def("__len__", &cpu::Sequence::size)
       .def("run", &run_sequence, arg("x"), arg("out"));
+  m.def("warp_affine", &warp_affine, arg("x"), arg("indices"), arg("matrices"), arg("out"),
+        arg("fill_mode"), arg("cval"), arg("threads"));
   m.def("measure_peak", &measure_peak, arg("seconds") = 0.2);
 }
 
