@@ -21,6 +21,7 @@ from pyconv import (
     metrics,
     models,
     optimizers,
+    preprocessing,
     saving,
     utils,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "metrics",
     "models",
     "optimizers",
+    "preprocessing",
     "saving",
     "set_device",
     "set_isa",
