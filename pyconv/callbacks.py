@@ -41,7 +41,7 @@ class Callback:
     Attributes:
         model: the model that is trained.
         params: a dict with "epochs", "steps" (batches in an epoch), "samples", "batch_size" and
-            "verbose".
+            "verbose". What is not known of generated batches is None.
     """
 
     model: Sequential
@@ -162,21 +162,23 @@ class Progress:
 
     Args:
         title: what stands before the values in the line, e.g. "Epoch 1/25".
-        samples: number of samples of the pass.
+        samples: number of samples of the pass; None if it is not known.
+        steps: number of batches of the pass, which are counted then; may be None as well.
         verbose: 0 shows nothing, 1 a bar in a terminal and a line elsewhere, 2 always a line.
     """
 
-    def __init__(self, title: str, samples: int, verbose: int) -> None:
+    def __init__(self, title: str, samples: int | None, steps: int | None, verbose: int) -> None:
         self._title, self._verbose = title, verbose
         self._start = time.perf_counter()
         self._done = 0
         self._rate = 0.0
+        self._counts_samples = samples is not None
         self._bar: Any = None
         if verbose == 1 and sys.stdout.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=samples,
+                total=samples if self._counts_samples else steps,
                 file=sys.stdout,
                 dynamic_ncols=True,
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
@@ -184,13 +186,14 @@ class Progress:
             )
 
     def update(self, samples: int, logs: dict[str, Any]) -> None:
-        """Counts the samples of a batch; `logs` are the running means."""
-        self._done += samples
+        """Counts a batch of so many samples; `logs` are the running means."""
+        done = samples if self._counts_samples else 1
+        self._done += done
         # Measured here, so that the validation at the end of an epoch does not count.
         self._rate = self._done / max(time.perf_counter() - self._start, 1e-9)
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(self._values(logs)), refresh=False)
-            self._bar.update(samples)
+            self._bar.update(done)
 
     def finish(self, logs: dict[str, Any]) -> None:
         """Shows the final values."""
@@ -208,7 +211,8 @@ class Progress:
             self._bar = None
 
     def _values(self, logs: dict[str, Any]) -> list[str]:
-        return [f"{self._rate:.0f} images/s"] + [
+        unit = "images" if self._counts_samples else "batches"
+        return [f"{self._rate:.0f} {unit}/s"] + [
             f"{name}: {_text(value)}" for name, value in logs.items()
         ]
 
@@ -223,12 +227,13 @@ class ProgbarLogger(Callback):
         title = f"Epoch {epoch + 1}/{self.params['epochs']}"
         if verbose == 1 and sys.stdout.isatty():
             print(title, flush=True)
-        self._progress = Progress(title, samples, verbose)
+        self._progress = Progress(title, samples, self.params["steps"], verbose)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         assert self._progress is not None
-        first = batch * self.params["batch_size"]
-        size = min(self.params["batch_size"], self.params["samples"] - first)
+        size, samples = self.params["batch_size"], self.params["samples"]
+        if samples is not None:
+            size = min(size, samples - batch * size)
         self._progress.update(size, logs or {})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

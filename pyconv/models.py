@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,6 +12,15 @@ import numpy as np
 from pyconv import backend, losses, metrics, optimizers, random
 from pyconv import layers as layers_module
 from pyconv.callbacks import Callback, CallbackList, History, Logs, ProgbarLogger, Progress
+from pyconv.data import (
+    ArrayBatches,
+    Batches,
+    GeneratedBatches,
+    Pair,
+    makes_batches,
+    samples_alone,
+    samples_and_labels,
+)
 from pyconv.graphs import StepGraph, StepNumbers
 from pyconv.layers import Input, Layer, Parameter
 from pyconv.layers.base import Shape, assign, sample_shape, snake_case
@@ -18,7 +28,6 @@ from pyconv.plan import (
     Batch,
     FlatParameters,
     Plan,
-    Rows,
     as_batch,
     as_float32,
     check_numbers,
@@ -365,16 +374,21 @@ class Sequential:
 
     def fit(
         self,
-        x: np.ndarray,
-        y: np.ndarray,
-        batch_size: int = 32,
+        x: Any,
+        y: np.ndarray | None = None,
+        batch_size: int | None = None,
         epochs: int = 1,
         verbose: str | int = "auto",
         callbacks: Callback | Sequence[Callback] | None = None,
         validation_split: float = 0.0,
-        validation_data: Arrays | None = None,
+        validation_data: Any = None,
         shuffle: bool = True,
         initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        workers: int = 1,
+        max_queue_size: int = 10,
+        use_multiprocessing: bool = False,
     ) -> History:
         """Trains the model.
 
@@ -383,19 +397,37 @@ class Sequential:
         CuPy's, samples as float32 or uint8: they stay where they are, and batches are gathered
         there.
 
+        Instead of `x` and `y` there may be something that makes batches ``(x, y)``, which may
+        differ in size: a generator, the `flow` of an
+        :class:`~pyconv.preprocessing.image.ImageDataGenerator`, or any other iterable or indexable
+        object. They are prepared by other threads while the model is trained, so each must be an
+        array of its own. An epoch is one pass, of all batches if there is a `len`, else to the end;
+        what never ends needs `steps_per_epoch`. If the data run out before the last epoch,
+        training stops with a warning.
+
         Args:
-            x: samples (N, ...), e.g. images (N, H, W, C).
-            y: labels (N, K), one-hot or distributions.
-            batch_size: samples in a step; the last batch of an epoch may be smaller.
+            x: samples (N, ...), e.g. images (N, H, W, C), or what makes batches.
+            y: labels (N, K), one-hot or distributions; None if `x` makes batches.
+            batch_size: samples in a step, 32 by default; the last batch of an epoch may be smaller.
+                Not for what makes batches.
             epochs: the number of the last epoch.
             verbose: 0 shows nothing, 1 a progress bar (in a terminal; elsewhere one line per
                 epoch), 2 one line per epoch; "auto" is 1.
             callbacks: called during training, see :mod:`pyconv.callbacks`.
             validation_split: share of the samples, the last ones, that are not trained on but
-                evaluated after every epoch.
-            validation_data: ``(x, y)`` to evaluate after every epoch instead.
-            shuffle: whether every epoch has an order of its own.
+                evaluated after every epoch. Not for what makes batches.
+            validation_data: ``(x, y)``, or what makes batches, to evaluate after every epoch
+                instead.
+            shuffle: whether every epoch has an order of its own; what makes batches decides that
+                itself.
             initial_epoch: the number of epochs done before, when training is resumed.
+            steps_per_epoch: batches of an epoch, only for what makes them. The next epoch goes on
+                where the last one ended.
+            validation_steps: likewise, batches of an evaluation of `validation_data`.
+            workers: threads that prepare batches in advance; several only help with what can be
+                indexed. 0: batches are made between the steps.
+            max_queue_size: how many batches are prepared in advance.
+            use_multiprocessing: accepted for Keras's sake; threads are used in any case.
 
         Returns:
             The :class:`~pyconv.callbacks.History`. After Ctrl-C as well, with ``interrupted`` set
@@ -405,28 +437,51 @@ class Sequential:
             RuntimeError: if the model is not compiled.
             TypeError: if `x` or `y` does not hold numbers.
             ValueError: if a shape or an argument does not fit.
+            Exception: what preparing a batch raised.
         """
         self._require_compiled("fit")
         verbose = _verbosity(verbose)
-        batch_size = _count("batch_size", batch_size, 1)
         epochs, initial_epoch = (
             _count("epochs", epochs, 0),
             _count("initial_epoch", initial_epoch, 0),
         )
-        x, y = self._check_data(x, y)
+        if batch_size is not None:
+            batch_size = _count("batch_size", batch_size, 1)
+        queue = (_count("workers", workers, 0), _count("max_queue_size", max_queue_size, 1))
+        x, y = self._arrays_or_batches(x, y)
         if validation_data is not None:
-            if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
-                raise ValueError(
-                    "validation_data must be a pair of arrays, (x, y). "
-                    f"Received: {type(validation_data).__name__}"
-                    + (f" of {len(validation_data)}" if hasattr(validation_data, "__len__") else "")
-                )
-            validation_data = self._check_data(*validation_data)
+            validation_data = self._validation_data(validation_data)
         elif validation_split:
+            if y is None:
+                raise ValueError(
+                    "validation_split divides arrays; give validation_data beside what makes "
+                    f"batches. Received: validation_split={validation_split!r}"
+                )
             (x, y), validation_data = _split(x, y, validation_split)
 
-        batches = _Batches(x, y, batch_size)
-        validation = _Batches(*validation_data, batch_size) if validation_data else None
+        seed = random.next_seed()
+        batches = self._batches(
+            x,
+            y,
+            batch_size,
+            "steps_per_epoch",
+            steps_per_epoch,
+            queue,
+            seed if shuffle else None,
+        )
+        validation = None
+        if validation_data is not None:
+            size = None if validation_data[1] is None else batch_size or _batch_size(x)
+            validation = self._batches(
+                validation_data[0],
+                validation_data[1],
+                size,
+                "validation_steps",
+                validation_steps,
+                queue,
+            )
+        elif validation_steps is not None:
+            _only_for_batches("validation_steps", validation_steps)
         self.history = history = History()
         own = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         # As in Keras the user's callbacks come first: what they add to the logs gets into the
@@ -436,26 +491,27 @@ class Sequential:
             self,
             {
                 "epochs": epochs,
-                "steps": len(batches),
-                "samples": len(x),
-                "batch_size": batch_size,
+                "steps": batches.steps,
+                "samples": batches.samples,
+                "batch_size": batches.batch_size,
                 "verbose": verbose,
             },
         )
         self.stop_training = False
-        seed = random.next_seed()
         listeners.on_train_begin()
         try:
             with backend.current().running():
                 for epoch in range(initial_epoch, epochs):
                     listeners.on_epoch_begin(epoch)
-                    order = random.generator(seed, epoch).permutation(len(x)) if shuffle else None
-                    logs = self._fit_epoch(batches.take(order), batch_size, listeners)
+                    with contextlib.closing(batches.take(epoch)) as taken:
+                        logs = self._fit_epoch(taken, batches.batch_size or 0, listeners)
+                    if logs is None:  # the data had run out
+                        break
                     if validation is not None:
                         values = self._evaluate(validation)
                         logs.update({f"val_{name}": value for name, value in values.items()})
                     listeners.on_epoch_end(epoch, logs)
-                    if self.stop_training:
+                    if self.stop_training or batches.ran_out:
                         break
         except KeyboardInterrupt:
             history.interrupted = True
@@ -471,17 +527,23 @@ class Sequential:
 
     def evaluate(
         self,
-        x: np.ndarray,
-        y: np.ndarray,
-        batch_size: int = 32,
+        x: Any,
+        y: np.ndarray | None = None,
+        batch_size: int | None = None,
         verbose: str | int = "auto",
         return_dict: bool = False,
+        steps: int | None = None,
+        workers: int = 1,
+        max_queue_size: int = 10,
+        use_multiprocessing: bool = False,
     ) -> float | list[float] | dict[str, float]:
         """Returns the loss and the metrics on data that are not trained on.
 
         Args:
             x, y, batch_size, verbose: as for :meth:`fit`.
             return_dict: whether to return a dict by name.
+            steps: number of batches, only where `x` makes them; by default one pass.
+            workers, max_queue_size, use_multiprocessing: as for :meth:`fit`.
 
         Returns:
             ``[loss, metric, ...]`` (see `metrics_names`), the loss alone without metrics, or a
@@ -493,47 +555,68 @@ class Sequential:
         """
         self._require_compiled("evaluate")
         verbose = _verbosity(verbose)
-        batch_size = _count("batch_size", batch_size, 1)
-        x, y = self._check_data(x, y)
-        progress = Progress("Evaluation", len(x), verbose)
+        if batch_size is not None:
+            batch_size = _count("batch_size", batch_size, 1)
+        queue = (_count("workers", workers, 0), _count("max_queue_size", max_queue_size, 1))
+        x, y = self._arrays_or_batches(x, y)
+        batches = self._batches(x, y, batch_size, "steps", steps, queue)
+        progress = Progress("Evaluation", batches.samples, batches.steps, verbose)
         try:
             with backend.current().running():
-                logs = self._evaluate(_Batches(x, y, batch_size), progress)
+                logs = self._evaluate(batches, progress)
             progress.finish(logs)
         finally:
             progress.close()
         return _returned(logs, return_dict)
 
     def predict(
-        self, x: np.ndarray, batch_size: int = 32, verbose: str | int = "auto"
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        workers: int = 1,
+        max_queue_size: int = 10,
+        use_multiprocessing: bool = False,
     ) -> np.ndarray:
         """Returns the outputs of the model.
 
         Args:
             x: samples (N, ...), e.g. images (N, H, W, C); other numbers than float32 are converted.
-            batch_size: samples that are computed at a time.
+                Or what makes batches ``x`` or ``(x, y)``, as for :meth:`fit`.
+            batch_size: samples that are computed at a time, 32 by default; not for what makes
+                batches.
             verbose: 0 shows nothing; otherwise a progress bar in a terminal if there are several
                 batches.
+            steps, workers, max_queue_size, use_multiprocessing: as for :meth:`evaluate`.
 
         Returns:
-            A new float32 array (N, ...); CuPy's if `x` is.
+            A new float32 array (N, ...); CuPy's if `x` is an array of CuPy's.
 
         Raises:
             TypeError: if `x` does not hold numbers.
             ValueError: if the shape of `x` does not fit.
         """
         verbose = _verbosity(verbose)
-        batch_size = _count("batch_size", batch_size, 1)
+        if batch_size is not None:
+            batch_size = _count("batch_size", batch_size, 1)
+        queue = (_count("workers", workers, 0), _count("max_queue_size", max_queue_size, 1))
+        if makes_batches(x) and not isinstance(x, (list, tuple)):
+            return self._predict_generated(x, batch_size, verbose, steps, queue)
+        _only_for_batches("steps", steps)
         x = self._check_inputs(x)
+        batches = ArrayBatches(x, None, batch_size or 32)
         shape = (len(x), *(_without_batch(self.output_shape) or ()))
         device = backend.current()
         outputs = np.empty(shape, np.float32) if isinstance(x, np.ndarray) else device.empty(shape)
-        progress = Progress("", len(x), int(verbose == 1 and len(x) > batch_size))
+        progress = Progress(
+            "", len(x), batches.steps, int(verbose == 1 and len(x) > batches.batch_size)
+        )
         first = 0
         try:
             with device.running():
-                plan = self._plan_for_inference(min(batch_size, len(x)))
-                for batch, _ in _Batches(x, None, batch_size).take():
+                plan = self._plan_for_inference(batches.largest)
+                for batch, _ in batches.take():
                     backend.copy(
                         plan.forward(plan.feed(batch)), outputs[first : first + len(batch)]
                     )
@@ -542,6 +625,75 @@ class Sequential:
         finally:
             progress.close()
         return outputs
+
+    def fit_generator(
+        self,
+        generator: Any,
+        steps_per_epoch: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = 1,
+        callbacks: Callback | Sequence[Callback] | None = None,
+        validation_data: Any = None,
+        validation_steps: int | None = None,
+        max_queue_size: int = 10,
+        workers: int = 1,
+        use_multiprocessing: bool = False,
+        shuffle: bool = True,
+        initial_epoch: int = 0,
+    ) -> History:
+        """:meth:`fit` on what makes batches, under its old name."""
+        return self.fit(
+            _generator(generator),
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            validation_data=validation_data,
+            shuffle=shuffle,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            workers=workers,
+            max_queue_size=max_queue_size,
+            use_multiprocessing=use_multiprocessing,
+        )
+
+    def evaluate_generator(
+        self,
+        generator: Any,
+        steps: int | None = None,
+        max_queue_size: int = 10,
+        workers: int = 1,
+        use_multiprocessing: bool = False,
+        verbose: str | int = 0,
+    ) -> float | list[float] | dict[str, float]:
+        """:meth:`evaluate` on what makes batches, under its old name."""
+        return self.evaluate(
+            _generator(generator),
+            verbose=verbose,
+            steps=steps,
+            workers=workers,
+            max_queue_size=max_queue_size,
+            use_multiprocessing=use_multiprocessing,
+        )
+
+    def predict_generator(
+        self,
+        generator: Any,
+        steps: int | None = None,
+        max_queue_size: int = 10,
+        workers: int = 1,
+        use_multiprocessing: bool = False,
+        verbose: str | int = 0,
+    ) -> np.ndarray:
+        """:meth:`predict` on what makes batches, under its old name."""
+        return self.predict(
+            _generator(generator),
+            verbose=verbose,
+            steps=steps,
+            workers=workers,
+            max_queue_size=max_queue_size,
+            use_multiprocessing=use_multiprocessing,
+        )
 
     def train_on_batch(
         self, x: np.ndarray, y: np.ndarray, return_dict: bool = False
@@ -567,7 +719,7 @@ class Sequential:
         self._require_compiled("test_on_batch")
         x, y = self._check_data(x, y)
         with backend.current().running():
-            return _returned(self._evaluate(_Batches(x, y, len(x))), return_dict)
+            return _returned(self._evaluate(ArrayBatches(x, y, len(x))), return_dict)
 
     def predict_on_batch(self, x: np.ndarray) -> np.ndarray:
         """Returns the outputs for one batch, a new array. Errors are those of :meth:`predict`."""
@@ -588,20 +740,53 @@ class Sequential:
 
     # How a step flows
 
-    def _fit_epoch(
+    def _batches(
         self,
-        batches: Iterator[tuple[Batch, np.ndarray]],
-        batch_size: int,
-        listeners: CallbackList,
-    ) -> Logs:
+        x: Any,
+        y: np.ndarray | None,
+        batch_size: int | None,
+        steps_name: str,
+        steps: int | None,
+        queue: tuple[int, int],
+        seed: int | None = None,
+    ) -> Batches:
+        """The batches of checked arrays, or of what makes some; `queue` is workers and size."""
+        if y is not None:
+            _only_for_batches(steps_name, steps)
+            return ArrayBatches(x, y, 32 if batch_size is None else batch_size, seed)
+        return self._generated(x, self._check_batch, batch_size, steps_name, steps, queue)
+
+    def _generated(
+        self,
+        x: Any,
+        convert: Callable[[Any], Pair],
+        batch_size: int | None,
+        steps_name: str,
+        steps: int | None,
+        queue: tuple[int, int],
+    ) -> GeneratedBatches:
+        if batch_size is not None:
+            raise ValueError(
+                "batch_size is for arrays; what makes batches decides on their size. "
+                f"Received: batch_size={batch_size} with {type(x).__name__}"
+            )
+        if steps is not None:
+            steps = _count(steps_name, steps, 1)
+        return GeneratedBatches(x, convert, steps, *queue)
+
+    def _fit_epoch(
+        self, batches: Iterator[Pair], batch_size: int, listeners: CallbackList
+    ) -> Logs | None:
+        """The values of the epoch; None if there was no batch."""
         means = self._means()
+        index = -1
         for index, (x, y) in enumerate(batches):
             listeners.on_train_batch_begin(index)
             self._train_step(x, y, means, batch_size)
             listeners.on_train_batch_end(index, _results(means))
             if self.stop_training:
                 break
-        return _results(means)
+        return _results(means) if index >= 0 else None
 
     def _train_step(
         self, x: Batch, y: np.ndarray, means: dict[str, metrics.Mean], capacity: int = 0
@@ -638,15 +823,51 @@ class Sequential:
         self._step += 1
         self._add(means, sample_losses, y, predictions)
 
-    def _evaluate(self, batches: _Batches, progress: Progress | None = None) -> Logs:
+    def _evaluate(self, batches: Batches, progress: Progress | None = None) -> Logs:
         means = self._means()
-        plan = self._plan_for_inference(batches.largest)
-        for x, y in batches.take():
-            sample_losses, predictions = plan.forward_loss(plan.feed(x), plan.feed_labels(y))
-            self._add(means, sample_losses, y, predictions)
-            if progress is not None:
-                progress.update(len(x), _results(means))
+        done = False
+        with contextlib.closing(batches.take()) as taken:
+            for x, y in taken:
+                plan = self._plan_for_inference(max(batches.largest, len(x)))
+                sample_losses, predictions = plan.forward_loss(plan.feed(x), plan.feed_labels(y))
+                self._add(means, sample_losses, y, predictions)
+                if progress is not None:
+                    progress.update(len(x), _results(means))
+                done = True
+        if not done:
+            raise ValueError("There is nothing to evaluate: there was no batch.")
         return _results(means)
+
+    def _predict_generated(
+        self,
+        x: Any,
+        batch_size: int | None,
+        verbose: int,
+        steps: int | None,
+        queue: tuple[int, int],
+    ) -> np.ndarray:
+        nothing = np.empty((0, 0), np.float32)
+
+        def convert(batch: Any) -> Pair:
+            return as_batch(self._check_inputs(samples_alone(batch))), nothing
+
+        batches = self._generated(x, convert, batch_size, "steps", steps, queue)
+        progress = Progress("", None, batches.steps, int(verbose == 1 and batches.steps != 1))
+        outputs: list[np.ndarray] = []
+        try:
+            with (
+                backend.current().running(),
+                contextlib.closing(batches.take()) as taken,
+            ):
+                for batch, _ in taken:
+                    plan = self._plan_for_inference(len(batch))
+                    outputs.append(backend.to_host(plan.forward(plan.feed(batch))).copy())
+                    progress.update(len(batch), {})
+        finally:
+            progress.close()
+        if not outputs:
+            raise ValueError("There is nothing to predict: there was no batch.")
+        return np.concatenate(outputs)
 
     def _means(self) -> dict[str, metrics.Mean]:
         return {name: metrics.Mean() for name in self.metrics_names}
@@ -783,7 +1004,35 @@ class Sequential:
             raise ValueError(f"{self.name}: there are no samples. Received: x of shape {x.shape}")
         return x
 
-    def _check_data(self, x: np.ndarray, y: np.ndarray) -> Arrays:
+    def _check_batch(self, batch: Any) -> Pair:
+        """A batch that somebody made, as a training step takes it."""
+        x, y = self._check_data(*samples_and_labels(batch))
+        return as_batch(x), as_float32(y)
+
+    def _arrays_or_batches(self, x: Any, y: Any) -> tuple[Any, np.ndarray | None]:
+        """Checked arrays, or what makes batches and None."""
+        if not makes_batches(x, y):
+            return self._check_data(x, y)
+        if y is not None:
+            raise ValueError(
+                "Labels are part of the batches where x makes some; leave y out. "
+                f"Received: x of type {type(x).__name__} and y of type {type(y).__name__}"
+            )
+        return x, None
+
+    def _validation_data(self, given: Any) -> tuple[Any, np.ndarray | None]:
+        """Checked arrays, or what makes batches and None."""
+        if makes_batches(given) and not isinstance(given, tuple):
+            return given, None
+        if not isinstance(given, (tuple, list)) or len(given) != 2:
+            raise ValueError(
+                "validation_data must be a pair of arrays, (x, y), or what makes batches. "
+                f"Received: {type(given).__name__}"
+                + (f" of {len(given)}" if hasattr(given, "__len__") else "")
+            )
+        return self._check_data(*given)
+
+    def _check_data(self, x: Any, y: Any) -> Arrays:
         """`x` and `y` as arrays that fit each other and the model; `y` is NumPy's."""
         x = self._check_inputs(x)
         y = check_numbers(np.asarray(y) if isinstance(y, (list, tuple)) else y)
@@ -814,71 +1063,6 @@ class Sequential:
             with backend.current().running():
                 y = backend.to_host(y)
         return x, y
-
-
-class _Batches:
-    """Serves arrays in batches.
-
-    What is NumPy's is served as float32 and C-contiguous, through buffers that are reused. Samples
-    that live on the device stay there and are served as rows of them.
-
-    Args:
-        x: samples.
-        y: labels, NumPy's, or None.
-        batch_size: size of all batches but the last.
-    """
-
-    def __init__(self, x: np.ndarray, y: np.ndarray | None, batch_size: int) -> None:
-        self._x, self._y = x, np.empty((len(x), 0), np.float32) if y is None else y
-        self._batch_size = batch_size
-        self.largest = min(batch_size, len(x))
-        self._buffers: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._x) / self._batch_size)
-
-    def take(self, order: np.ndarray | None = None) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Yields the batches; each lasts until the next.
-
-        Args:
-            order: the samples' indices in the order wanted; by default as they are.
-        """
-        on_device = None if isinstance(self._x, np.ndarray) else self._on_device(order)
-        for first in range(0, len(self._x), self._batch_size):
-            rows = slice(first, min(first + self._batch_size, len(self._x)))
-            indices = None if order is None else order[rows]
-            x: Batch
-            if on_device is None:
-                x = self._batch(0, self._x, rows, indices)
-            elif isinstance(on_device, Rows):
-                x = Rows(on_device.source, on_device.indices[rows])
-            else:
-                x = on_device[rows]
-            yield x, self._batch(1, self._y, rows, indices)
-
-    def _on_device(self, order: np.ndarray | None) -> Batch:
-        if order is None:
-            return as_batch(self._x)
-        return Rows(self._x, backend.current().to_device(order.astype(np.int64, copy=False)))
-
-    def _batch(
-        self, which: int, source: np.ndarray, rows: slice, indices: np.ndarray | None
-    ) -> np.ndarray:
-        if indices is None:
-            batch = source[rows]
-            if batch.dtype == np.float32 and batch.flags.c_contiguous and batch.flags.aligned:
-                return batch
-        if which not in self._buffers:
-            self._buffers[which] = np.empty((self.largest, *source.shape[1:]), np.float32)
-        buffer = self._buffers[which][: rows.stop - rows.start]
-        if indices is None:
-            buffer[...] = batch
-        elif source.dtype == np.float32:
-            # The indices are known to be in range; with mode="raise" NumPy would go through a copy.
-            np.take(source, indices, axis=0, out=buffer, mode="clip")
-        else:
-            buffer[...] = source[indices]
-        return buffer
 
 
 def _serves(plan: Plan | None, capacity: int) -> bool:
@@ -932,6 +1116,29 @@ def _count(argument: str, value: int, smallest: int) -> int:
         return int(value)
     raise ValueError(
         f"{argument} must be an integer of at least {smallest}. Received: {argument}={value!r}"
+    )
+
+
+def _batch_size(x: Any) -> int | None:
+    """The size that something with batches, such as a `flow`, says they have."""
+    size = getattr(x, "batch_size", None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def _only_for_batches(argument: str, value: int | None) -> None:
+    if value is not None:
+        raise ValueError(
+            f"{argument} is for generators and other iterables of batches; arrays have a "
+            f"batch_size. Received: {argument}={value!r} with arrays"
+        )
+
+
+def _generator(given: Any) -> Any:
+    if makes_batches(given):
+        return given
+    raise TypeError(
+        "Expected something that makes batches, e.g. ImageDataGenerator().flow(x, y). "
+        f"Received: {type(given).__name__}. For arrays there are fit(), evaluate() and predict()"
     )
 
 

@@ -25,6 +25,7 @@ from pyconv import backend, kernels, losses, metrics, optimizers
 from pyconv.callbacks import Callback
 from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
 from pyconv.models import Sequential
+from pyconv.preprocessing.image import ImageDataGenerator
 from pyconv.utils import set_random_seed
 
 
@@ -417,10 +418,11 @@ class TestArrays:
 
     def test_what_models_do_not_take(self, cuda):
         model = small()
-        with pytest.raises(
-            TypeError, match=r"NumPy or CuPy array of numbers. Received: generator$"
-        ):
-            model.predict(i for i in range(3))
+        for given, kind in (("images", "str"), ((i for i in range(3)), "int")):
+            with pytest.raises(
+                TypeError, match=rf"NumPy or CuPy array of numbers. Received: {kind}$"
+            ):
+                model.predict(given)
         with pytest.raises(TypeError, match=r"float32 or uint8 .*float64. .*\.astype\('float32'\)"):
             model.predict(fake_cupy.asarray(np.zeros((3, 8, 8, 2))))
         strided = fake_cupy.asarray(reals(6, 8, 8, 2))[::2]
@@ -667,6 +669,44 @@ class TestTraining:
             return model.fit(x, y, batch_size=4, epochs=2, verbose=0).history
 
         assert results("cuda") == results("cpu")
+
+
+class TestGeneratedBatches:
+    """Made on the host, in the background, and copied to the device batch by batch."""
+
+    @pytest.mark.parametrize("graph", ["0", "1"])
+    def test_augmented_images(self, cuda, graph, monkeypatch):
+        monkeypatch.setenv("PYCONV_CUDA_GRAPH", graph)
+
+        def results(device):
+            pyconv.set_device(device)
+            model = small()
+            x, y = samples()
+            generator = ImageDataGenerator(rotation_range=20, horizontal_flip=True)
+            flow = generator.flow(x, y, batch_size=4, seed=1)
+            history = model.fit(flow, epochs=3, verbose=0, validation_data=(x, y)).history
+            outputs = model.predict(iter([x[:4], x[4:]]), verbose=0)
+            assert isinstance(outputs, np.ndarray)
+            return model, history, model.evaluate(flow, verbose=0), outputs
+
+        (on_cuda, *got), (on_cpu, *expected) = results("cuda"), results("cpu")
+        assert got[:2] == expected[:2]
+        np.testing.assert_array_equal(got[2], expected[2])
+        assert_same_weights(on_cuda, on_cpu)
+
+    def test_batches_on_the_device(self, cuda):
+        x, y = samples(8)
+        batches = [(x[:4], y[:4]), (x[4:], y[4:])]
+        there = [tuple(map(fake_cupy.asarray, batch)) for batch in batches]
+
+        def results(device, batches):
+            pyconv.set_device(device)
+            model = small()
+            return model, model.fit(batches, epochs=2, verbose=0).history
+
+        (on_cuda, logs), (on_cpu, expected) = results("cuda", there), results("cpu", batches)
+        assert logs == expected
+        assert_same_weights(on_cuda, on_cpu)
 
 
 class TestDataOnTheDevice:
