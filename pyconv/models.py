@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from pyconv import backend, losses, metrics, optimizers, random
+from pyconv import backend, losses, metrics, optimizers, random, saving
 from pyconv import layers as layers_module
 from pyconv.callbacks import Callback, CallbackList, History, Logs, ProgbarLogger, Progress
 from pyconv.graphs import StepGraph, StepNumbers
@@ -26,6 +27,9 @@ from pyconv.plan import (
     place,
     run,
 )
+from pyconv.saving import load_model
+
+__all__ = ["Sequential", "load_model"]
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -273,6 +277,33 @@ class Sequential:
         self.build()
         assign(self._named_parameters(), weights, self.name)
 
+    def save(self, filepath: str | os.PathLike[str], overwrite: bool = True) -> None:
+        """Saves layers, weights and how the model is compiled; `load_model` reads it.
+
+        Args:
+            filepath: file to write, by custom ending in `.safetensors`.
+            overwrite: whether a file that is there is replaced.
+
+        Raises:
+            FileExistsError: if it is there and `overwrite` is False.
+            OSError, ValueError: as for :func:`pyconv.saving.save_model`.
+        """
+        saving.save_model(self, filepath, overwrite)
+
+    def save_weights(self, filepath: str | os.PathLike[str], overwrite: bool = True) -> None:
+        """Saves the weights alone: as Keras's `.weights.h5` by that ending, else safetensors.
+
+        Args and errors are those of :func:`pyconv.saving.save_weights`.
+        """
+        saving.save_weights(self, filepath, overwrite)
+
+    def load_weights(self, filepath: str | os.PathLike[str]) -> None:
+        """Loads weights that `save_weights`, `save` or, as `.weights.h5`, Keras 3 has written.
+
+        Args and errors are those of :func:`pyconv.saving.load_weights`.
+        """
+        saving.load_weights(self, filepath)
+
     @property
     def gradients(self) -> list[np.ndarray]:
         """The gradients of the last training step, in the order of :meth:`get_weights`.
@@ -444,6 +475,7 @@ class Sequential:
         )
         self.stop_training = False
         seed = random.next_seed()
+        logs: Logs | None = None
         listeners.on_train_begin()
         try:
             with backend.current().running():
@@ -452,7 +484,7 @@ class Sequential:
                     order = random.generator(seed, epoch).permutation(len(x)) if shuffle else None
                     logs = self._fit_epoch(batches.take(order), batch_size, listeners)
                     if validation is not None:
-                        values = self._evaluate(validation)
+                        values = self._evaluate(validation, listeners=listeners)
                         logs.update({f"val_{name}": value for name, value in values.items()})
                     listeners.on_epoch_end(epoch, logs)
                     if self.stop_training:
@@ -460,7 +492,7 @@ class Sequential:
         except KeyboardInterrupt:
             history.interrupted = True
         finally:
-            listeners.on_train_end()
+            listeners.on_train_end(logs if history.epoch else None)
         if history.interrupted and verbose:
             print(
                 f"Training was interrupted after {len(history.epoch)} complete epochs; "
@@ -476,12 +508,14 @@ class Sequential:
         batch_size: int = 32,
         verbose: str | int = "auto",
         return_dict: bool = False,
+        callbacks: Callback | Sequence[Callback] | None = None,
     ) -> float | list[float] | dict[str, float]:
         """Returns the loss and the metrics on data that are not trained on.
 
         Args:
             x, y, batch_size, verbose: as for :meth:`fit`.
             return_dict: whether to return a dict by name.
+            callbacks: called with the hooks of a test, see :mod:`pyconv.callbacks`.
 
         Returns:
             ``[loss, metric, ...]`` (see `metrics_names`), the loss alone without metrics, or a
@@ -495,17 +529,25 @@ class Sequential:
         verbose = _verbosity(verbose)
         batch_size = _count("batch_size", batch_size, 1)
         x, y = self._check_data(x, y)
+        batches = _Batches(x, y, batch_size)
+        params = {"steps": len(batches), "samples": len(x)}
+        params |= {"batch_size": batch_size, "verbose": verbose}
+        listeners = CallbackList(callbacks, self, params)
         progress = Progress("Evaluation", len(x), verbose)
         try:
             with backend.current().running():
-                logs = self._evaluate(_Batches(x, y, batch_size), progress)
+                logs = self._evaluate(batches, progress, listeners)
             progress.finish(logs)
         finally:
             progress.close()
         return _returned(logs, return_dict)
 
     def predict(
-        self, x: np.ndarray, batch_size: int = 32, verbose: str | int = "auto"
+        self,
+        x: np.ndarray,
+        batch_size: int = 32,
+        verbose: str | int = "auto",
+        callbacks: Callback | Sequence[Callback] | None = None,
     ) -> np.ndarray:
         """Returns the outputs of the model.
 
@@ -514,6 +556,7 @@ class Sequential:
             batch_size: samples that are computed at a time.
             verbose: 0 shows nothing; otherwise a progress bar in a terminal if there are several
                 batches.
+            callbacks: called with the hooks of a prediction, see :mod:`pyconv.callbacks`.
 
         Returns:
             A new float32 array (N, ...); CuPy's if `x` is.
@@ -529,16 +572,24 @@ class Sequential:
         device = backend.current()
         outputs = np.empty(shape, np.float32) if isinstance(x, np.ndarray) else device.empty(shape)
         progress = Progress("", len(x), int(verbose == 1 and len(x) > batch_size))
+        batches = _Batches(x, None, batch_size)
+        params = {"steps": len(batches), "samples": len(x)}
+        params |= {"batch_size": batch_size, "verbose": verbose}
+        listeners = CallbackList(callbacks, self, params)
         first = 0
         try:
             with device.running():
-                plan = self._plan_for_inference(min(batch_size, len(x)))
-                for batch, _ in _Batches(x, None, batch_size).take():
-                    backend.copy(
-                        plan.forward(plan.feed(batch)), outputs[first : first + len(batch)]
-                    )
+                listeners.on_predict_begin()
+                for index, (batch, _) in enumerate(batches.take()):
+                    listeners.on_predict_batch_begin(index)
+                    # Asked for every batch, because a callback may have changed the weights.
+                    plan = self._plan_for_inference(batches.largest)
+                    given = outputs[first : first + len(batch)]
+                    backend.copy(plan.forward(plan.feed(batch)), given)
                     first += len(batch)
+                    listeners.on_predict_batch_end(index, {"outputs": given})
                     progress.update(len(batch), {})
+                listeners.on_predict_end()
         finally:
             progress.close()
         return outputs
@@ -638,14 +689,24 @@ class Sequential:
         self._step += 1
         self._add(means, sample_losses, y, predictions)
 
-    def _evaluate(self, batches: _Batches, progress: Progress | None = None) -> Logs:
+    def _evaluate(
+        self,
+        batches: _Batches,
+        progress: Progress | None = None,
+        listeners: CallbackList | None = None,
+    ) -> Logs:
         means = self._means()
-        plan = self._plan_for_inference(batches.largest)
-        for x, y in batches.take():
+        listeners = listeners or CallbackList(None, self, {})
+        listeners.on_test_begin()
+        for index, (x, y) in enumerate(batches.take()):
+            listeners.on_test_batch_begin(index)
+            plan = self._plan_for_inference(batches.largest)
             sample_losses, predictions = plan.forward_loss(plan.feed(x), plan.feed_labels(y))
             self._add(means, sample_losses, y, predictions)
+            listeners.on_test_batch_end(index, _results(means))
             if progress is not None:
                 progress.update(len(x), _results(means))
+        listeners.on_test_end(_results(means))
         return _results(means)
 
     def _means(self) -> dict[str, metrics.Mean]:
