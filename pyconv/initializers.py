@@ -61,7 +61,18 @@ def lecun_normal(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray
 class _Configured:
     """An initializer with settings, which are numbers and its attributes."""
 
-    def __init__(self, **settings: float) -> None:
+    def __init__(self, unsupported: dict[str, Any], **settings: float) -> None:
+        for argument, value in unsupported.items():
+            if argument != "seed":
+                raise TypeError(
+                    f"{type(self).__name__} has no argument {argument!r}. Received: "
+                    f"{argument}={value!r}"
+                )
+            if value is not None:
+                raise ValueError(
+                    f"{type(self).__name__} does not support a seed of its own. Leave it out, and "
+                    f"call pyconv.utils.set_random_seed(seed). Received: seed={value!r}"
+                )
         for argument, value in settings.items():
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
                 raise ValueError(
@@ -101,7 +112,7 @@ class Constant(_Configured):
     value: float
 
     def __init__(self, value: float = 0.0) -> None:
-        super().__init__(value=value)
+        super().__init__({}, value=value)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         return np.full(shape, self.value, np.float32)
@@ -114,14 +125,14 @@ class RandomNormal(_Configured):
         mean, stddev: its mean and standard deviation.
 
     Raises:
-        ValueError: if one is not a finite number.
+        ValueError: if one is not a finite number, or a `seed` is given.
     """
 
     mean: float
     stddev: float
 
-    def __init__(self, mean: float = 0.0, stddev: float = 0.05) -> None:
-        super().__init__(mean=mean, stddev=stddev)
+    def __init__(self, mean: float = 0.0, stddev: float = 0.05, **unsupported: Any) -> None:
+        super().__init__(unsupported, mean=mean, stddev=stddev)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         values = rng.standard_normal(shape, dtype=np.float32)
@@ -145,14 +156,14 @@ class RandomUniform(_Configured):
         minval, maxval: its bounds.
 
     Raises:
-        ValueError: if one is not a finite number.
+        ValueError: if one is not a finite number, or a `seed` is given.
     """
 
     minval: float
     maxval: float
 
-    def __init__(self, minval: float = -0.05, maxval: float = 0.05) -> None:
-        super().__init__(minval=minval, maxval=maxval)
+    def __init__(self, minval: float = -0.05, maxval: float = 0.05, **unsupported: Any) -> None:
+        super().__init__(unsupported, minval=minval, maxval=maxval)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         values = rng.random(shape, dtype=np.float32)
@@ -174,8 +185,8 @@ class Orthogonal(_Configured):
 
     gain: float
 
-    def __init__(self, gain: float = 1.0) -> None:
-        super().__init__(gain=gain)
+    def __init__(self, gain: float = 1.0, **unsupported: Any) -> None:
+        super().__init__(unsupported, gain=gain)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         if len(shape) < 2:

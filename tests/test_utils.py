@@ -163,6 +163,15 @@ class TestInitializers:
         assert isinstance(again, initializers.RandomNormal) and again.stddev == 0.01
         assert initializers.serialize(initializers.get("constant")) == "constant"
 
+    def test_seeds_of_their_own(self):
+        assert initializers.Orthogonal(2.0, seed=None).gain == 2
+        with pytest.raises(
+            ValueError, match=r"not support a seed of its own.*set_random_seed.*seed=1"
+        ):
+            initializers.RandomNormal(seed=1)
+        with pytest.raises(TypeError, match="RandomUniform has no argument 'low'"):
+            initializers.RandomUniform(low=1)
+
     @pytest.mark.parametrize("value", ["x", None, np.nan, True])
     def test_bad_settings(self, value):
         with pytest.raises(ValueError, match="Constant: value must be"):

@@ -198,6 +198,7 @@ class TensorBoard(Callback):
         self,
         log_dir: str | os.PathLike[str] = "logs",
         histogram_freq: int = 0,
+        *,
         write_steps_per_second: bool = False,
         update_freq: str | int = "epoch",
         **unsupported: Any,
