@@ -9,6 +9,7 @@ the state of an optimizer, and `seed_generator` that of a random generator: neit
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,9 +154,18 @@ def _compare(wanted: dict[str, tuple[Layer, Parameter]], found: dict[str, Any], 
         # The bytes must lie in this file, and be there: without storage zeros would be read.
         if dataset.is_virtual or dataset.external:
             raise ValueError(f"{path}: {described(name)} lies in another file, which is not read.")
-        stored = dataset.id.get_storage_size()
-        if stored == 0 or (dataset.chunks is None and stored != parameter.size * 4):
+        if not _is_complete(dataset):
             raise ValueError(
-                f"{path} is damaged: {described(name)} has {stored} bytes. Expected: "
-                f"{parameter.size * 4}"
+                f"{path} is damaged: {described(name)} is not all there. Expected: "
+                f"{parameter.size * 4} bytes. Received: {dataset.id.get_storage_size()}, as stored"
             )
+
+
+def _is_complete(dataset: Any) -> bool:
+    """Whether all of a dataset is stored, in chunks, if any, that are not larger than itself."""
+    if dataset.chunks is None:
+        return bool(dataset.id.get_storage_size() == math.prod(dataset.shape) * 4)
+    if any(chunk > size for chunk, size in zip(dataset.chunks, dataset.shape)):
+        return False
+    counts = [-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks)]
+    return bool(dataset.id.get_num_chunks() == math.prod(counts))

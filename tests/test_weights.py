@@ -274,7 +274,27 @@ class TestHDF5:
     def test_nothing_stored(self, fails):
         fails(
             self.replace("layers/dense/vars/1", shape=(6,), dtype="f4"),
-            "damaged: the bias of layer dense .* has 0 bytes. Expected: 24",
+            "damaged: the bias of layer dense .* is not all there. Expected: 24 bytes. Received: 0",
+        )
+
+    def test_chunks_missing(self, fails):
+        def change(file):
+            self.replace("layers/dense/vars/1", shape=(6,), dtype="f4", chunks=(4,))(file)
+            file["layers/dense/vars/1"][:4] = 1
+
+        fails(change, "is not all there. Expected: 24 bytes. Received: 16")
+
+    def test_chunks_larger_than_the_whole(self, fails):
+        """Reading them would take memory that nothing else in the file accounts for."""
+        fails(
+            self.replace(
+                "layers/dense/vars/1",
+                data=np.zeros(6, "f"),
+                chunks=(2**20,),
+                maxshape=(None,),
+                compression="gzip",
+            ),
+            "is not all there",
         )
 
     def test_links(self, h5py, fails, tmp_path):
