@@ -28,6 +28,11 @@ Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "shapes": "shapes (synthetic)"}
+CLASS_NAMES: dict[str, Sequence[str]] = {
+    "cifar10": cifar10.CLASS_NAMES,
+    "mnist": mnist.CLASS_NAMES,
+    "shapes": shapes.CLASS_NAMES,
+}
 LOADERS: dict[str, Callable[[], tuple[Split, Split]]] = {
     "cifar10": cifar10.load_data,
     "mnist": mnist.load_data,
@@ -192,6 +197,84 @@ def summary(model: Path | None) -> None:
     from pyconv.saving import load_model
 
     (load_model(model) if model else tutorial_network()).summary()
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--data", type=click.Choice(list(LOADERS)), help="Data set whose names the classes have."
+)
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="Text file with a name a line, instead."
+)
+@click.option("--top", type=click.IntRange(min=1), default=3, show_default=True)
+@_threads_option
+@_device_option
+def predict(
+    model: Path,
+    images: tuple[Path, ...],
+    data: str | None,
+    labels: Path | None,
+    top: int,
+    threads: int | None,
+    device: str | None,
+) -> None:
+    """Print the likeliest classes of IMAGES, and their probabilities, by a saved MODEL.
+
+    Images are made grey or coloured and scaled to what the model takes, with values from 0 to 1, as
+    `pyconv train` has them. Needs Pillow.
+    """
+    from pyconv.images import load_image
+    from pyconv.saving import load_model
+
+    _set_threads(threads)
+    _set_device(device)
+    if data and labels:
+        raise click.UsageError("give --data or --labels, not both.")
+    network = load_model(model)
+    shape, outputs = network.input_shape, network.output_shape
+    if shape is None or len(shape) != 4 or outputs is None or len(outputs) != 2:
+        raise click.ClickException(
+            f"{model} does not classify images: it takes {shape} and gives {outputs}."
+        )
+    names: Sequence[str] = [f"class {number}" for number in range(cast("int", outputs[1]))]
+    if data:
+        names = CLASS_NAMES[data]
+    elif labels:
+        names = labels.read_text().splitlines()
+    if len(names) != outputs[1]:
+        raise click.ClickException(
+            f"{model} has {outputs[1]} classes, and there are {len(names)} names."
+        )
+    size = cast("tuple[int, int, int]", shape[1:])
+    for path in images:
+        probabilities = network.predict(load_image(path, size)[np.newaxis], verbose=0)[0]
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        listed = ", ".join(f"{names[index]} {probabilities[index]:.4f}" for index in best)
+        click.echo(f"{path}: {listed}")
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+def export(model: Path, output: Path) -> None:
+    """Write a saved MODEL for other programs.
+
+    OUTPUT ends in .onnx, or in .weights.h5 for weights that Keras 3 can load.
+    """
+    from pyconv.saving import load_model
+
+    if not output.name.endswith((".onnx", ".weights.h5")):
+        raise click.UsageError(f"OUTPUT must end in .onnx or .weights.h5. Received: {output}")
+    network = load_model(model)
+    if output.suffix == ".onnx":
+        from pyconv.export import export_onnx
+
+        export_onnx(network, output)
+    else:
+        network.save_weights(output)
+    click.echo(f"Wrote {output}")
 
 
 @main.command()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from pyconv import backend, losses, metrics, optimizers, random
+from pyconv import backend, losses, metrics, optimizers, random, saving
 from pyconv import layers as layers_module
 from pyconv.callbacks import Callback, CallbackList, History, Logs, ProgbarLogger, Progress
 from pyconv.data import (
@@ -35,6 +36,9 @@ from pyconv.plan import (
     place,
     run,
 )
+from pyconv.saving import load_model
+
+__all__ = ["Sequential", "load_model"]
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -282,6 +286,33 @@ class Sequential:
         self.build()
         assign(self._named_parameters(), weights, self.name)
 
+    def save(self, filepath: str | os.PathLike[str], overwrite: bool = True) -> None:
+        """Saves layers, weights and how the model is compiled; `load_model` reads it.
+
+        Args:
+            filepath: file to write, by custom ending in `.safetensors`.
+            overwrite: whether a file that is there is replaced.
+
+        Raises:
+            FileExistsError: if it is there and `overwrite` is False.
+            OSError, ValueError: as for :func:`pyconv.saving.save_model`.
+        """
+        saving.save_model(self, filepath, overwrite)
+
+    def save_weights(self, filepath: str | os.PathLike[str], overwrite: bool = True) -> None:
+        """Saves the weights alone: as Keras's `.weights.h5` by that ending, else safetensors.
+
+        Args and errors are those of :func:`pyconv.saving.save_weights`.
+        """
+        saving.save_weights(self, filepath, overwrite)
+
+    def load_weights(self, filepath: str | os.PathLike[str]) -> None:
+        """Loads weights that `save_weights`, `save` or, as `.weights.h5`, Keras 3 has written.
+
+        Args and errors are those of :func:`pyconv.saving.load_weights`.
+        """
+        saving.load_weights(self, filepath)
+
     @property
     def gradients(self) -> list[np.ndarray]:
         """The gradients of the last training step, in the order of :meth:`get_weights`.
@@ -498,17 +529,19 @@ class Sequential:
             },
         )
         self.stop_training = False
+        logs: Logs | None = None
         listeners.on_train_begin()
         try:
             with backend.current().running():
                 for epoch in range(initial_epoch, epochs):
                     listeners.on_epoch_begin(epoch)
                     with contextlib.closing(batches.take(epoch)) as taken:
-                        logs = self._fit_epoch(taken, batches.batch_size or 0, listeners)
-                    if logs is None:  # the data had run out
+                        of_epoch = self._fit_epoch(taken, batches.batch_size or 0, listeners)
+                    if of_epoch is None:  # the data had run out
                         break
+                    logs = of_epoch
                     if validation is not None:
-                        values = self._evaluate(validation)
+                        values = self._evaluate(validation, listeners=listeners)
                         logs.update({f"val_{name}": value for name, value in values.items()})
                     listeners.on_epoch_end(epoch, logs)
                     if self.stop_training or batches.ran_out:
@@ -516,7 +549,7 @@ class Sequential:
         except KeyboardInterrupt:
             history.interrupted = True
         finally:
-            listeners.on_train_end()
+            listeners.on_train_end(logs if history.epoch else None)
         if history.interrupted and verbose:
             print(
                 f"Training was interrupted after {len(history.epoch)} complete epochs; "
@@ -532,6 +565,7 @@ class Sequential:
         batch_size: int | None = None,
         verbose: str | int = "auto",
         return_dict: bool = False,
+        callbacks: Callback | Sequence[Callback] | None = None,
         steps: int | None = None,
         workers: int = 1,
         max_queue_size: int = 10,
@@ -542,6 +576,7 @@ class Sequential:
         Args:
             x, y, batch_size, verbose: as for :meth:`fit`.
             return_dict: whether to return a dict by name.
+            callbacks: called with the hooks of a test, see :mod:`pyconv.callbacks`.
             steps: number of batches, only where `x` makes them; by default one pass.
             workers, max_queue_size, use_multiprocessing: as for :meth:`fit`.
 
@@ -560,10 +595,11 @@ class Sequential:
         queue = (_count("workers", workers, 0), _count("max_queue_size", max_queue_size, 1))
         x, y = self._arrays_or_batches(x, y)
         batches = self._batches(x, y, batch_size, "steps", steps, queue)
+        listeners = self._listeners(callbacks, batches, verbose)
         progress = Progress("Evaluation", batches.samples, batches.steps, verbose)
         try:
             with backend.current().running():
-                logs = self._evaluate(batches, progress)
+                logs = self._evaluate(batches, progress, listeners)
             progress.finish(logs)
         finally:
             progress.close()
@@ -574,6 +610,7 @@ class Sequential:
         x: Any,
         batch_size: int | None = None,
         verbose: str | int = "auto",
+        callbacks: Callback | Sequence[Callback] | None = None,
         steps: int | None = None,
         workers: int = 1,
         max_queue_size: int = 10,
@@ -588,6 +625,7 @@ class Sequential:
                 batches.
             verbose: 0 shows nothing; otherwise a progress bar in a terminal if there are several
                 batches.
+            callbacks: called with the hooks of a prediction, see :mod:`pyconv.callbacks`.
             steps, workers, max_queue_size, use_multiprocessing: as for :meth:`evaluate`.
 
         Returns:
@@ -602,26 +640,31 @@ class Sequential:
             batch_size = _count("batch_size", batch_size, 1)
         queue = (_count("workers", workers, 0), _count("max_queue_size", max_queue_size, 1))
         if makes_batches(x) and not isinstance(x, (list, tuple)):
-            return self._predict_generated(x, batch_size, verbose, steps, queue)
+            return self._predict_generated(x, batch_size, verbose, callbacks, steps, queue)
         _only_for_batches("steps", steps)
         x = self._check_inputs(x)
         batches = ArrayBatches(x, None, batch_size or 32)
         shape = (len(x), *(_without_batch(self.output_shape) or ()))
         device = backend.current()
         outputs = np.empty(shape, np.float32) if isinstance(x, np.ndarray) else device.empty(shape)
+        listeners = self._listeners(callbacks, batches, verbose)
         progress = Progress(
             "", len(x), batches.steps, int(verbose == 1 and len(x) > batches.batch_size)
         )
         first = 0
         try:
             with device.running():
-                plan = self._plan_for_inference(batches.largest)
-                for batch, _ in batches.take():
-                    backend.copy(
-                        plan.forward(plan.feed(batch)), outputs[first : first + len(batch)]
-                    )
+                listeners.on_predict_begin()
+                for index, (batch, _) in enumerate(batches.take()):
+                    listeners.on_predict_batch_begin(index)
+                    # Asked for every batch, because a callback may have changed the weights.
+                    plan = self._plan_for_inference(batches.largest)
+                    given = outputs[first : first + len(batch)]
+                    backend.copy(plan.forward(plan.feed(batch)), given)
                     first += len(batch)
+                    listeners.on_predict_batch_end(index, {"outputs": given})
                     progress.update(len(batch), {})
+                listeners.on_predict_end()
         finally:
             progress.close()
         return outputs
@@ -661,6 +704,7 @@ class Sequential:
         self,
         generator: Any,
         steps: int | None = None,
+        callbacks: Callback | Sequence[Callback] | None = None,
         max_queue_size: int = 10,
         workers: int = 1,
         use_multiprocessing: bool = False,
@@ -670,6 +714,7 @@ class Sequential:
         return self.evaluate(
             _generator(generator),
             verbose=verbose,
+            callbacks=callbacks,
             steps=steps,
             workers=workers,
             max_queue_size=max_queue_size,
@@ -680,6 +725,7 @@ class Sequential:
         self,
         generator: Any,
         steps: int | None = None,
+        callbacks: Callback | Sequence[Callback] | None = None,
         max_queue_size: int = 10,
         workers: int = 1,
         use_multiprocessing: bool = False,
@@ -689,6 +735,7 @@ class Sequential:
         return self.predict(
             _generator(generator),
             verbose=verbose,
+            callbacks=callbacks,
             steps=steps,
             workers=workers,
             max_queue_size=max_queue_size,
@@ -774,6 +821,18 @@ class Sequential:
             steps = _count(steps_name, steps, 1)
         return GeneratedBatches(x, convert, steps, *queue)
 
+    def _listeners(
+        self, callbacks: Callback | Sequence[Callback] | None, batches: Batches, verbose: int
+    ) -> CallbackList:
+        """The callbacks of a test or a prediction."""
+        params = {
+            "steps": batches.steps,
+            "samples": batches.samples,
+            "batch_size": batches.batch_size,
+            "verbose": verbose,
+        }
+        return CallbackList(callbacks, self, params)
+
     def _fit_epoch(
         self, batches: Iterator[Pair], batch_size: int, listeners: CallbackList
     ) -> Logs | None:
@@ -823,19 +882,28 @@ class Sequential:
         self._step += 1
         self._add(means, sample_losses, y, predictions)
 
-    def _evaluate(self, batches: Batches, progress: Progress | None = None) -> Logs:
+    def _evaluate(
+        self,
+        batches: Batches,
+        progress: Progress | None = None,
+        listeners: CallbackList | None = None,
+    ) -> Logs:
         means = self._means()
-        done = False
+        listeners = listeners or CallbackList(None, self, {})
+        listeners.on_test_begin()
+        index = -1
         with contextlib.closing(batches.take()) as taken:
-            for x, y in taken:
+            for index, (x, y) in enumerate(taken):
+                listeners.on_test_batch_begin(index)
                 plan = self._plan_for_inference(max(batches.largest, len(x)))
                 sample_losses, predictions = plan.forward_loss(plan.feed(x), plan.feed_labels(y))
                 self._add(means, sample_losses, y, predictions)
+                listeners.on_test_batch_end(index, _results(means))
                 if progress is not None:
                     progress.update(len(x), _results(means))
-                done = True
-        if not done:
+        if index < 0:
             raise ValueError("There is nothing to evaluate: there was no batch.")
+        listeners.on_test_end(_results(means))
         return _results(means)
 
     def _predict_generated(
@@ -843,6 +911,7 @@ class Sequential:
         x: Any,
         batch_size: int | None,
         verbose: int,
+        callbacks: Callback | Sequence[Callback] | None,
         steps: int | None,
         queue: tuple[int, int],
     ) -> np.ndarray:
@@ -853,16 +922,21 @@ class Sequential:
 
         batches = self._generated(x, convert, batch_size, "steps", steps, queue)
         progress = Progress("", None, batches.steps, int(verbose == 1 and batches.steps != 1))
+        listeners = self._listeners(callbacks, batches, verbose)
         outputs: list[np.ndarray] = []
         try:
             with (
                 backend.current().running(),
                 contextlib.closing(batches.take()) as taken,
             ):
-                for batch, _ in taken:
+                listeners.on_predict_begin()
+                for index, (batch, _) in enumerate(taken):
+                    listeners.on_predict_batch_begin(index)
                     plan = self._plan_for_inference(len(batch))
                     outputs.append(backend.to_host(plan.forward(plan.feed(batch))).copy())
+                    listeners.on_predict_batch_end(index, {"outputs": outputs[-1]})
                     progress.update(len(batch), {})
+                listeners.on_predict_end()
         finally:
             progress.close()
         if not outputs:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyconv import initializers
+
 if TYPE_CHECKING:
     from pyconv.layers import Parameter
     from pyconv.models import Sequential
@@ -29,7 +31,7 @@ _BAD_CONFIG = (
 )
 
 
-def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
+def save_model(model: Sequential, path: str | os.PathLike[str], overwrite: bool = True) -> None:
     """Saves a model: its layers, its weights, and how it was compiled.
 
     The file is a safetensors file. Its tensors are float32, named after layer and parameter
@@ -43,29 +45,130 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     Args:
         model: A built `Sequential`.
         path: File to write, by custom ending in `.safetensors`.
+        overwrite: Whether a file that is there is replaced.
 
     Raises:
-        ValueError: The model is not built, two layers have the same name, or the configuration is
-            not plain data.
+        FileExistsError: It is there and `overwrite` is False.
+        ValueError: `path` ends like a file of Keras's, the model is not built, two layers have the
+            same name, or the configuration is not plain data.
         OSError: The file cannot be written.
 
     Example:
         >>> pyconv.saving.save_model(model, "model.safetensors")
     """
+    if os.fspath(path).endswith((".keras", ".h5", ".hdf5")):
+        raise ValueError(
+            "a model is saved as a safetensors file; Keras's whole models are not supported. Use "
+            "another ending, or save_weights('model.weights.h5') for weights that Keras can load. "
+            f"Received: {os.fspath(path)!r}"
+        )
+    _save(model, path, overwrite, model.get_config(), model.get_compile_config())
+
+
+def save_weights(model: Sequential, path: str | os.PathLike[str], overwrite: bool = True) -> None:
+    """Saves a model's weights without its layers.
+
+    A name that ends in `.weights.h5` gives an HDF5 file of Keras 3's layout, which Keras loads into
+    a model with the same layers; any other a safetensors file as of :func:`save_model`, in which
+    `config` is null. The optimizer's state is not saved.
+
+    Args:
+        model: A built `Sequential`.
+        path: File to write.
+        overwrite: Whether a file that is there is replaced.
+
+    Raises:
+        FileExistsError: It is there and `overwrite` is False.
+        ImportError: h5py is needed and not installed.
+        ValueError: The model is not built, or `path` ends in `.h5` but not in `.weights.h5`.
+        OSError: The file cannot be written.
+    """
+    name = os.fspath(path)
+    if name.endswith(".weights.h5"):
+        from pyconv import hdf5
+
+        _check_saveable(model, path, overwrite)
+        atomic_write(path, hdf5.encode(model))
+        return
+    if name.endswith((".keras", ".h5", ".hdf5")):
+        raise ValueError(
+            "weights are saved as *.weights.h5 (Keras's format) or *.safetensors. "
+            f"Received: {name!r}"
+        )
+    _save(model, path, overwrite, None, None)
+
+
+def load_weights(model: Sequential, path: str | os.PathLike[str]) -> None:
+    """Loads weights into a model; all of them or, if something does not fit, none.
+
+    Which kind of file it is, is told from its content. Nothing in it is executed.
+
+    Args:
+        model: A built `Sequential` with the layers that the file was written for. Layers are found
+            by their names in safetensors files, by class and order in `.weights.h5` files.
+        path: A file of :func:`save_weights` or :func:`save_model`, or a `.weights.h5` file of Keras
+            3.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImportError: h5py is needed and not installed.
+        ValueError: The model is not built, or the file is damaged, of another kind, or does not fit
+            the model.
+    """
+    _check_built(model)
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder. Expected a file written by save_weights.")
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start.startswith(b"PK"):
+        raise ValueError(
+            f"{path} is an archive, perhaps a .keras file, which is not supported. Take "
+            "model.weights.h5 out of it (it is a zip file), and load that."
+        )
+    from pyconv import hdf5
+
+    if start == hdf5.SIGNATURE:
+        for parameter, value in hdf5.read(model, path):
+            parameter.assign(value)
+        return
+    tensors, _ = _read(path)
+    _set_parameters(model, tensors, path)
+
+
+def _check_built(model: Sequential) -> None:
+    if not model.built:
+        raise ValueError(
+            "the model has no weights yet, because its input shape is not known. Give it an Input "
+            "layer, or call model.build(input_shape), before saving or loading."
+        )
+
+
+def _check_saveable(model: Sequential, path: str | os.PathLike[str], overwrite: bool) -> None:
+    _check_built(model)
+    if not overwrite and os.path.exists(path):
+        raise FileExistsError(
+            f"{os.fspath(path)} is there already. Pass overwrite=True, or another name."
+        )
+
+
+def _save(
+    model: Sequential,
+    path: str | os.PathLike[str],
+    overwrite: bool,
+    config: dict[str, Any] | None,
+    compiled: dict[str, Any] | None,
+) -> None:
     from safetensors.numpy import save
 
     import pyconv
 
-    if not model.built:
-        raise ValueError(
-            "the model has no weights yet, because its input shape is not known. Give it an Input "
-            "layer, or call model.build(input_shape), before saving it."
-        )
+    _check_saveable(model, path, overwrite)
     description = {
         "format": FORMAT,
         "version": pyconv.__version__,
-        "config": model.get_config(),
-        "compile": model.get_compile_config(),
+        "config": config,
+        "compile": compiled,
     }
     try:
         # One key, because safetensors writes several in random order.
@@ -102,8 +205,17 @@ def load_model(path: str | os.PathLike[str]) -> Sequential:
 
     path = Path(path)
     tensors, description = _read(path)
+    if "config" in description and description["config"] is None:
+        raise ValueError(
+            f"{path} holds weights alone, so a model cannot be made of it. Make the model, and "
+            "call its load_weights()."
+        )
     try:
-        model = Sequential.from_config(description["config"])
+        config, initial = _without_initializers(description["config"])
+        model = Sequential.from_config(config)
+        for layer, names in zip(model.layers, initial):
+            for name, value in names.items():
+                setattr(layer, name, initializers.get(value))
     except _BAD_CONFIG as error:
         raise ValueError(
             f"{path}: its layers cannot be made: {type(error).__name__}: {error}"
@@ -158,6 +270,24 @@ def _named_parameters(model: Sequential) -> Iterator[tuple[str, Parameter]]:
                 )
             seen.add(name)
             yield name, parameter
+
+
+def _without_initializers(
+    config: dict[str, Any],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A configuration whose weights are zeros; what its initializers were, layer by layer.
+
+    The weights are overwritten in any case. Zeros cost no memory until they are written to, so
+    sizes that a file only claims to have do not matter until they are compared with the tensors'.
+    """
+    layers, removed = [], []
+    for layer in config["layers"]:
+        names = {
+            key: value for key, value in layer["config"].items() if key.endswith("_initializer")
+        }
+        removed.append(names)
+        layers.append({**layer, "config": {**layer["config"], **dict.fromkeys(names, "zeros")}})
+    return {**config, "layers": layers}, removed
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

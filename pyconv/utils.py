@@ -1,4 +1,4 @@
-"""Small helpers for preparing data."""
+"""Small helpers: for preparing data, for seeds, and for pictures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pyconv.plotting import (
+    plot_activations,
+    plot_confusion_matrix,
+    plot_filters,
+    plot_history,
+)
 from pyconv.random import set_random_seed
 
-__all__ = ["set_random_seed", "to_categorical"]
+__all__ = [
+    "plot_activations",
+    "plot_confusion_matrix",
+    "plot_filters",
+    "plot_history",
+    "set_random_seed",
+    "to_categorical",
+]
 
 
 def to_categorical(

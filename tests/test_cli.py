@@ -20,6 +20,7 @@ from click import testing
 
 from pyconv import cli
 from pyconv.cli import main
+from pyconv.layers import Conv2D, Dense, Flatten
 from pyconv.plotting import plot_history
 
 QUICK = [
@@ -228,6 +229,175 @@ class TestEvaluate:
         assert isinstance(result.exception, FileNotFoundError)
 
 
+def small_network(shape=(8, 8, 3), classes=3):
+    layers = [pyconv.Input(shape), Flatten(), Dense(classes, activation="softmax")]
+    return pyconv.Sequential(layers)
+
+
+class TestPredict:
+    @pytest.fixture(autouse=True)
+    def image(self):
+        pytest.importorskip("PIL")
+        from PIL import Image
+
+        pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save("a.png")
+        return pixels
+
+    def test_probabilities(self, image):
+        from PIL import Image
+
+        Image.fromarray(image).resize((20, 30)).save("b.png")
+        model = small_network()
+        model.save("m")
+        Path("names").write_text("cat\ndog\nbird\n")
+        first, second = run(
+            "predict", "m", "a.png", "b.png", "--labels", "names", "--top", "2"
+        ).output.splitlines()
+        expected = model.predict(image[np.newaxis] / np.float32(255), verbose=0)[0]
+        best = np.argsort(-expected)[:2]
+        listed = [f"{['cat', 'dog', 'bird'][i]} {expected[i]:.4f}" for i in best]
+        assert first == f"a.png: {', '.join(listed)}"
+        assert second.startswith("b.png: ") and second.count(",") == 1
+
+    def test_grey_images_and_names_of_a_data_set(self, image):
+        small_network((28, 28, 1), 10).save("m")
+        line = run("predict", "m", "a.png", "--data", "mnist", "--top", "10").output
+        words = line.removeprefix("a.png: ").split(", ")
+        assert sorted(word.split()[0] for word in words) == sorted("0123456789")
+        assert sum(float(word.split()[1]) for word in words) == pytest.approx(1, abs=1e-3)
+
+    def test_without_names(self):
+        small_network().save("m")
+        assert "class 1 0." in run("predict", "m", "a.png").output
+
+    def test_bad_input(self, monkeypatch):
+        small_network().save("m")
+        assert "has 3 classes, and there are 10 names" in (
+            run("predict", "m", "a.png", "--data", "mnist", status=1).stderr
+        )
+        assert (
+            "not both"
+            in run("predict", "m", "a.png", "--data", "mnist", "--labels", "x", status=2).stderr
+        )
+        assert "nothing.png" in run("predict", "m", "nothing.png", status=1).stderr
+        Path("b.png").write_bytes(Path("a.png").read_bytes()[:90])
+        Path("c.png").write_bytes(b"text")
+        for name in ("b.png", "c.png"):
+            error = run("predict", "m", name, status=1).stderr
+            assert f"{name} cannot be read as an image" in error
+        from PIL import Image
+
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+        assert "64 pixels" in run("predict", "m", "a.png", status=1).stderr
+        pyconv.Sequential([pyconv.Input((4,)), Dense(2)]).save("m")
+        assert "does not classify images" in run("predict", "m", "a.png", status=1).stderr
+
+    def test_without_pillow(self, monkeypatch):
+        small_network().save("m")
+        monkeypatch.setitem(sys.modules, "PIL", None)
+        error = run("predict", "m", "a.png", status=1).stderr
+        assert "pip install 'pyconv[image]'" in error
+
+
+class TestExport:
+    def test_onnx(self):
+        onnx = pytest.importorskip("onnx")
+        small_network().save("m")
+        assert run("export", "m", "out.onnx").output == "Wrote out.onnx\n"
+        onnx.checker.check_model(onnx.load("out.onnx"))
+
+    def test_weights(self):
+        pytest.importorskip("h5py")
+        model = small_network()
+        model.save("m")
+        run("export", "m", "out.weights.h5")
+        other = small_network()
+        other.load_weights("out.weights.h5")
+        np.testing.assert_array_equal(other.get_weights()[0], model.get_weights()[0])
+
+    def test_other_endings(self):
+        assert ".onnx or .weights.h5" in run("export", "m", "out.pb", status=2).stderr
+
+
+class TestPictures:
+    @pytest.fixture(autouse=True)
+    def matplotlib(self):
+        pytest.importorskip("matplotlib")
+
+    @pytest.fixture
+    def model(self):
+        layers = [pyconv.Input((8, 9, 3)), Conv2D(5, 3, activation="relu"), Conv2D(4, 1), Flatten()]
+        return pyconv.Sequential(layers)
+
+    def images(self, figure):
+        return [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+
+    def test_filters(self, model, tmp_path):
+        figure = pyconv.utils.plot_filters(model.layers[0], tmp_path / "f.png")
+        kernel = model.layers[0].parameters[0].value
+        drawn = self.images(figure)
+        assert len(drawn) == 5
+        low, high = kernel[..., 4].min(), kernel[..., 4].max()
+        np.testing.assert_allclose(drawn[4], (kernel[..., 4] - low) / (high - low), rtol=1e-6)
+        assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+        figure = pyconv.utils.plot_filters(model.layers[1], channel=2, max_filters=3)
+        assert [image.shape for image in self.images(figure)] == [(1, 1)] * 3
+        with pytest.raises(ValueError, match="5 input channels. Received: channel=5"):
+            pyconv.utils.plot_filters(model.layers[1], channel=5)
+        with pytest.raises(ValueError, match="kernel of a built Conv2D"):
+            pyconv.utils.plot_filters(model.layers[2])
+
+    @pytest.mark.parametrize("layer", [0, "conv2d"])
+    def test_activations(self, model, layer):
+        x = np.random.default_rng(0).random((8, 9, 3), np.float32)
+        expected = model.layers[0](x[np.newaxis])[0]
+        for given in (x, x[np.newaxis]):
+            drawn = self.images(pyconv.utils.plot_activations(model, given, layer))
+            assert [image.shape for image in drawn] == [(6, 7)] * 5
+        first = expected[..., 0]
+        first = (first - first.min()) / (first.max() - first.min() or 1)
+        np.testing.assert_allclose(drawn[0], first, atol=1e-5)
+
+    def test_activations_that_cannot_be_drawn(self, model):
+        x = np.zeros((2, 8, 9, 3), np.float32)
+        with pytest.raises(ValueError, match="one image. Received: 2 images"):
+            pyconv.utils.plot_activations(model, x, 0)
+        with pytest.raises(ValueError, match="flatten has no maps"):
+            pyconv.utils.plot_activations(model, x[0], "flatten")
+        with pytest.raises(ValueError, match="no such layer"):
+            pyconv.utils.plot_activations(model, x[0], "other")
+
+    def test_confusion_matrix(self, tmp_path):
+        true, predicted = [0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0]
+        expected = [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+        eye = np.eye(3, dtype=np.float32)
+        for labels, guesses in ((true, predicted), (eye[true], eye[predicted])):
+            figure = pyconv.utils.plot_confusion_matrix(labels, guesses, ["a", "b", "c"])
+            np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), expected)
+        assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["a", "b", "c"]
+        figure = pyconv.utils.plot_confusion_matrix(
+            np.reshape(true, (-1, 1)), predicted, path=tmp_path / "c.png", normalize=True
+        )
+        np.testing.assert_allclose(figure.axes[0].images[0].get_array().sum(axis=1), 1)
+        assert (tmp_path / "c.png").is_file()
+
+    @pytest.mark.parametrize(
+        ("true", "predicted", "names", "message"),
+        [
+            ([0, 1], [0], None, "same number of samples"),
+            ([], [], None, "at least one"),
+            ([0, 1], [0, 1], ["a"], "There are 2 classes. Received: 1 class_names"),
+            ([0, 0.5], [0, 1], None, "y_true must be class numbers"),
+            ([0, 1], ["a", "b"], None, "y_pred must be class numbers"),
+            ([0, 1], [0, -1], None, "y_pred must be class numbers"),
+        ],
+    )
+    def test_bad_labels(self, true, predicted, names, message):
+        with pytest.raises(ValueError, match=message):
+            pyconv.utils.plot_confusion_matrix(true, predicted, names)
+
+
 class TestPlotting:
     HISTORY = {  # noqa: RUF012
         "loss": [2.0, 1.5, 1.2],
@@ -238,7 +408,7 @@ class TestPlotting:
 
     def test_curves(self, tmp_path):
         pyplot = pytest.importorskip("matplotlib.pyplot")
-        figure = plot_history(self.HISTORY, tmp_path / "curves.png")
+        figure = pyconv.utils.plot_history(self.HISTORY, tmp_path / "curves.png")
         assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
         drawn = [line.get_ydata() for axes in figure.axes for line in axes.lines]
         assert [list(values) for values in drawn] == list(self.HISTORY.values())
@@ -255,7 +425,8 @@ class TestPlotting:
         history = pyconv.callbacks.History()
         for epoch in range(2):
             history.on_epoch_end(epoch, {"loss": 1.0, "accuracy": 0.5, "val_accuracy": 0.4})
-        assert [len(axes.lines) for axes in plot_history(history.history).axes] == [1, 2]
+        for given in (history, history.history):
+            assert [len(axes.lines) for axes in plot_history(given).axes] == [1, 2]
 
     def test_without_matplotlib(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -281,7 +452,10 @@ def test_info(tmp_path):
 def test_version_and_help():
     assert pyconv.__version__ in run("--version").output
     output = run("--help").output
-    assert all(command in output for command in ("train", "evaluate", "summary", "info"))
+    assert all(
+        command in output
+        for command in ("train", "evaluate", "predict", "export", "summary", "info")
+    )
 
 
 def heed_ctrl_c() -> None:

@@ -122,6 +122,16 @@ class TestRoundTrip:
             for parameter, copy in zip(layer.parameters, twin.parameters, strict=True):
                 assert (parameter.value == copy.value).all()
 
+    def test_no_initial_weights_are_drawn(self, saved, monkeypatch):
+        """A size that a file only claims to have must not cost the memory."""
+
+        def fail(*_):
+            pytest.fail("drew weights")
+
+        monkeypatch.setitem(pyconv.initializers._INITIALIZERS, "glorot_uniform", fail)
+        loaded = load_model(saved)
+        assert loaded.get_layer("dense").kernel_initializer is fail
+
     def test_saved_twice_is_the_same_file(self, model, saved, tmp_path):
         save_model(load_model(saved), tmp_path / "again")
         assert (tmp_path / "again").read_bytes() == saved.read_bytes()

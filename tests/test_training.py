@@ -470,7 +470,7 @@ class TestCallbacks:
             ("on_train_batch_begin", 1),
             ("on_train_batch_end", 1),
             ("on_epoch_end", 0),
-            ("on_train_end", None),
+            ("on_train_end", recorder.calls[-2][2]),
         ]
         assert list(recorder.calls[3][2]) == ["loss", "accuracy"]
 

@@ -98,6 +98,11 @@ class TestInitializers:
             ("glorot_uniform", 2 / (9 * 32 + 9 * 64)),
             ("he_uniform", 2 / (9 * 32)),
             ("he_normal", 2 / (9 * 32)),
+            ("glorot_normal", 2 / (9 * 32 + 9 * 64)),
+            ("lecun_uniform", 1 / (9 * 32)),
+            ("lecun_normal", 1 / (9 * 32)),
+            ("random_uniform", 0.05**2 / 3),
+            ("truncated_normal", (0.05 * 0.8796256610342398) ** 2),
         ],
     )
     def test_variance_and_range(self, name, variance):
@@ -113,6 +118,65 @@ class TestInitializers:
         assert np.abs(values).max() <= limit * (1 + 1e-6)
         assert np.abs(values).max() > 0.99 * limit
 
+    def test_random_normal(self):
+        values = initializers.RandomNormal(mean=2.0, stddev=0.5)((100, 100), self.RNG())
+        # Means and deviations of 10,000 samples, six standard deviations around the true ones.
+        assert abs(values.mean() - 2) < 6 * 0.5 / 100
+        assert abs(values.std() - 0.5) < 6 * 0.5 / np.sqrt(2 * values.size)
+        assert np.abs(values - 2).max() > 2 * 0.5
+
+    def test_settings(self):
+        uniform = initializers.RandomUniform(minval=1.0, maxval=3.0)((100, 100), self.RNG())
+        assert 1 <= uniform.min() < 1.01 and 2.99 < uniform.max() <= 3
+        cut = initializers.TruncatedNormal(1.0, 0.1)((100, 100), self.RNG())
+        assert 0.8 <= cut.min() < 0.81 and 1.19 < cut.max() <= 1.2
+        assert (initializers.Constant(0.5)((2, 3), self.RNG()) == 0.5).all()
+        assert (initializers.get("constant")((2, 3), self.RNG()) == 0).all()
+
+    @pytest.mark.parametrize("shape", [(5, 5), (3, 3, 2, 7), (2, 9), (9, 2)])
+    def test_orthogonal(self, shape):
+        matrix = initializers.Orthogonal(gain=2.0)(shape, self.RNG()).reshape(-1, shape[-1]) / 2
+        if len(matrix) < shape[-1]:
+            matrix = matrix.T
+        # float32 columns of at most 18 entries below 1.
+        identity = np.eye(matrix.shape[1])
+        np.testing.assert_allclose(matrix.T @ matrix, identity, atol=20 * 2**-23)
+
+    def test_orthogonal_of_a_vector(self):
+        with pytest.raises(ValueError, match=r"at least two axes.*shape=\(3,\)"):
+            initializers.get("orthogonal")((3,), self.RNG())
+
+    @pytest.mark.parametrize("name", ["RandomNormal", "HeNormal", "normal", "Zeros", "zero"])
+    def test_other_spellings(self, name):
+        known = {"RandomNormal": "random_normal", "HeNormal": "he_normal", "zero": "zeros"}
+        known |= {"normal": "random_normal", "Zeros": "zeros"}
+        assert initializers.get(name) is initializers.get(known[name])
+
+    def test_not_supported(self):
+        with pytest.raises(ValueError, match="'VarianceScaling' of Keras is not supported. Use"):
+            initializers.get("VarianceScaling")
+
+    def test_settings_are_serialized(self):
+        description = initializers.serialize(initializers.RandomNormal(stddev=0.01))
+        assert description == {"class_name": "RandomNormal", "config": {"mean": 0, "stddev": 0.01}}
+        again = initializers.get(description)
+        assert isinstance(again, initializers.RandomNormal) and again.stddev == 0.01
+        assert initializers.serialize(initializers.get("constant")) == "constant"
+
+    def test_seeds_of_their_own(self):
+        assert initializers.Orthogonal(2.0, seed=None).gain == 2
+        with pytest.raises(
+            ValueError, match=r"not support a seed of its own.*set_random_seed.*seed=1"
+        ):
+            initializers.RandomNormal(seed=1)
+        with pytest.raises(TypeError, match="RandomUniform has no argument 'low'"):
+            initializers.RandomUniform(low=1)
+
+    @pytest.mark.parametrize("value", ["x", None, np.nan, True])
+    def test_bad_settings(self, value):
+        with pytest.raises(ValueError, match="Constant: value must be"):
+            initializers.Constant(value)
+
     def test_constants(self):
         assert (initializers.get("ones")((2, 3), self.RNG()) == 1).all()
         assert (initializers.get("zeros")((2,), self.RNG()) == 0).all()
@@ -121,10 +185,8 @@ class TestInitializers:
         assert initializers.get("glorot_uniform")((4,), self.RNG()).shape == (4,)
 
     def test_unknown(self):
-        with pytest.raises(
-            ValueError, match="glorot_uniform, he_normal, .* Received: 'orthogonal'"
-        ):
-            initializers.get("orthogonal")
+        with pytest.raises(ValueError, match="glorot_uniform, he_normal, .* Received: 'orthodox'"):
+            initializers.get("orthodox")
 
     def test_serialize(self):
         assert initializers.serialize(initializers.he_normal) == "he_normal"

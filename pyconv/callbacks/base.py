@@ -1,10 +1,10 @@
-"""Callbacks: what is told about the progress of training."""
+"""What all callbacks share, the history, and the display of progress."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,9 +34,11 @@ class Logs(dict[str, Any]):
 class Callback:
     """Base class: define the methods of the moments that you want to know of.
 
-    Epochs and batches are counted from 0. `logs` holds "loss", the metrics by name (running means
-    of the epoch), and at the end of an epoch "val_loss" and so on. Raising KeyboardInterrupt stops
-    training like Ctrl-C; ``self.model.stop_training = True`` stops it after the current batch.
+    `fit`, `evaluate` and `predict` take `callbacks`. In `fit` the validation after an epoch calls
+    the hooks of a test as well. Epochs and batches are counted from 0. `logs` holds "loss", the
+    metrics by name (running means of the epoch), and at the end of an epoch "val_loss" and so on.
+    Raising KeyboardInterrupt stops training like Ctrl-C; ``self.model.stop_training = True`` stops
+    it after the current batch.
 
     Attributes:
         model: the model that is trained.
@@ -57,7 +59,10 @@ class Callback:
         """Called before the first epoch."""
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Called after the last epoch, also if training was interrupted."""
+        """Called after the last epoch, also if training was interrupted.
+
+        `logs` are those of the last epoch that was completed; None if there was none.
+        """
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Called before the first batch of an epoch."""
@@ -79,12 +84,67 @@ class Callback:
         """Called after every batch, when the weights have changed."""
         self.on_batch_end(batch, logs)
 
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Called before the first batch of an evaluation or validation."""
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Called after its last batch; `logs` holds the loss and the metrics, without "val_"."""
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Called before every batch of an evaluation or validation."""
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Called after every batch of an evaluation or validation."""
+
+    def on_predict_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Called before the first batch of a prediction."""
+
+    def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Called after the last batch of a prediction."""
+
+    def on_predict_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Called before every batch of a prediction."""
+
+    def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Called after every batch of a prediction; ``logs["outputs"]`` is what it gave."""
+
+
+class LambdaCallback(Callback):
+    """A callback made of functions.
+
+    Args:
+        hooks: functions by the names of the hooks of :class:`Callback`, called with their
+            arguments: ``f(epoch, logs)``, ``f(batch, logs)`` or ``f(logs)``; None is left out.
+
+    Raises:
+        TypeError: if there is no such hook, or if a value cannot be called.
+
+    Example:
+        >>> LambdaCallback(on_epoch_end=lambda epoch, logs: print(epoch, logs["loss"]))
+    """
+
+    def __init__(self, **hooks: Callable[..., Any] | None) -> None:
+        known = [name for name in dir(Callback) if name.startswith("on_")]
+        for name, function in hooks.items():
+            if name not in known:
+                raise TypeError(
+                    f"LambdaCallback: there is no hook {name!r}. Expected some of "
+                    f"{', '.join(known)}."
+                )
+            if function is None:
+                continue
+            if not callable(function):
+                raise TypeError(
+                    f"LambdaCallback: {name} must be a function. Received: {name}={function!r}"
+                )
+            setattr(self, name, function)
+
 
 class CallbackList(Callback):
     """Calls several callbacks, one after the other.
 
     Args:
-        callbacks: the callbacks.
+        callbacks: the callbacks, or one of them, or None.
         model: the model that is trained.
         params: see :class:`Callback`.
 
@@ -93,9 +153,12 @@ class CallbackList(Callback):
     """
 
     def __init__(
-        self, callbacks: Iterable[Callback], model: Sequential, params: dict[str, Any]
+        self,
+        callbacks: Callback | Iterable[Callback] | None,
+        model: Sequential,
+        params: dict[str, Any],
     ) -> None:
-        self.callbacks = list(callbacks)
+        self.callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(
@@ -128,6 +191,38 @@ class CallbackList(Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         for callback in self.callbacks:
             callback.on_train_batch_end(batch, logs)
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_test_begin(logs)
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_test_end(logs)
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_test_batch_begin(batch, logs)
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_test_batch_end(batch, logs)
+
+    def on_predict_begin(self, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_predict_begin(logs)
+
+    def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_predict_end(logs)
+
+    def on_predict_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_predict_batch_begin(batch, logs)
+
+    def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_predict_batch_end(batch, logs)
 
 
 class History(Callback):

@@ -9,15 +9,20 @@ import numpy as np
 
 from pyconv import backend, kernels
 from pyconv.layers.base import Parameter
+from pyconv.optimizers import schedules
+
+Rate = float | schedules.LearningRateSchedule | dict[str, Any]
 
 
 class Optimizer:
     """Base class of the optimizers.
 
     Args:
-        learning_rate: size of a step; may be set at any time, e.g. by a callback.
+        learning_rate: size of a step; may be set at any time, e.g. by a callback. Or one of
+            :mod:`pyconv.optimizers.schedules`, which gives it for every step.
 
     Attributes:
+        learning_rate: the size of the next step.
         iterations: number of steps made.
         slots: what the optimizer remembers, by name: flat arrays of the layout of the model's
             parameters, on the device of the last step; empty before the first.
@@ -25,23 +30,39 @@ class Optimizer:
 
     slot_names: tuple[str, ...] = ()
 
-    def __init__(self, learning_rate: float, **unsupported: Any) -> None:
+    def __init__(self, learning_rate: Rate, **unsupported: Any) -> None:
         for argument, value in unsupported.items():
             hint = "Use learning_rate." if argument == "lr" else "Leave it out."
             raise ValueError(
                 f"{type(self).__name__} does not support {argument}. {hint} Received: "
                 f"{argument}={value!r}"
             )
-        self.learning_rate = learning_rate
+        self._learning_rate: float | schedules.LearningRateSchedule = 0.0
         self.iterations = 0
+        # mypy does not know setters that take more than their getter returns.
+        self._set_learning_rate(learning_rate)
         self.slots: dict[str, np.ndarray] = {}
 
     @property
     def learning_rate(self) -> float:
+        if isinstance(self._learning_rate, schedules.LearningRateSchedule):
+            return _number("learning_rate", self._learning_rate(self.iterations), 0, math.inf)
         return self._learning_rate
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
+        self._set_learning_rate(value)
+
+    def _set_learning_rate(self, value: Rate) -> None:
+        if isinstance(value, (dict, schedules.LearningRateSchedule)):
+            self._learning_rate = schedules.get(value)
+            return
+        if isinstance(self._learning_rate, schedules.LearningRateSchedule):
+            raise TypeError(
+                f"{type(self).__name__}: the learning rate follows {self._learning_rate!r}, so it "
+                "cannot be set. Make the optimizer with a number, or set another schedule. "
+                f"Received: learning_rate={value!r}"
+            )
         self._learning_rate = _number("learning_rate", value, 0, math.inf)
 
     def apply(self, weights: np.ndarray, gradients: np.ndarray) -> None:
@@ -109,7 +130,10 @@ class Optimizer:
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as values that JSON can hold."""
-        return {"learning_rate": self.learning_rate}
+        rate = self._learning_rate
+        if isinstance(rate, schedules.LearningRateSchedule):
+            return {"learning_rate": schedules.serialize(rate)}
+        return {"learning_rate": rate}
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
@@ -130,7 +154,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        learning_rate: float = 0.01,
+        learning_rate: Rate = 0.01,
         momentum: float = 0.0,
         nesterov: bool = False,
         **unsupported: Any,
@@ -179,7 +203,7 @@ class RMSprop(Optimizer):
 
     def __init__(
         self,
-        learning_rate: float = 0.001,
+        learning_rate: Rate = 0.001,
         rho: float = 0.9,
         momentum: float = 0.0,
         epsilon: float = 1e-7,
@@ -228,7 +252,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        learning_rate: float = 0.001,
+        learning_rate: Rate = 0.001,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-7,

@@ -1,0 +1,37 @@
+"""Callbacks: what is told about the progress of training, and may act on it."""
+
+from __future__ import annotations
+
+from pyconv.callbacks.base import (
+    Callback,
+    CallbackList,
+    History,
+    LambdaCallback,
+    Logs,
+    ProgbarLogger,
+    Progress,
+)
+from pyconv.callbacks.control import (
+    EarlyStopping,
+    LearningRateScheduler,
+    ReduceLROnPlateau,
+    TerminateOnNaN,
+)
+from pyconv.callbacks.files import CSVLogger, ModelCheckpoint, TensorBoard
+
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "CallbackList",
+    "EarlyStopping",
+    "History",
+    "LambdaCallback",
+    "LearningRateScheduler",
+    "Logs",
+    "ModelCheckpoint",
+    "ProgbarLogger",
+    "Progress",
+    "ReduceLROnPlateau",
+    "TensorBoard",
+    "TerminateOnNaN",
+]

@@ -1,0 +1,204 @@
+"""Models as ONNX, which other programs run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Layer, MaxPooling2D
+from pyconv.saving import atomic_write
+
+if TYPE_CHECKING:
+    from pyconv.models import Sequential
+
+# Operators as of opset 17 and files as of IR 8 (ONNX 1.12, 2022), which all runtimes in use know.
+_OPSET, _IR = 17, 8
+# What a protobuf file can hold, with room for everything but the weights.
+_MAX_BYTES = (2 << 30) - (1 << 20)
+
+
+def export_onnx(model: Sequential, path: str | os.PathLike[str]) -> None:
+    """Writes a model for inference as an ONNX file; it is replaced as a whole or not at all.
+
+    Its input "input" and its output "output" have the model's own shapes, (N, H, W, C) for images,
+    with any N. Dropout is left out.
+
+    Args:
+        model: a built model.
+        path: file to write.
+
+    Raises:
+        ImportError: onnx is not installed.
+        ValueError: the model is not built, has a layer that cannot be exported, or is larger than 2
+            GiB.
+        OSError: the file cannot be written.
+    """
+    atomic_write(path, to_onnx(model).SerializeToString(deterministic=True))
+
+
+def to_onnx(model: Sequential) -> Any:
+    """Returns a model as an `onnx.ModelProto`; errors are those of :func:`export_onnx`."""
+    try:
+        from onnx import TensorProto, checker, helper
+    except ImportError as error:
+        raise ImportError(
+            "exporting to ONNX needs onnx. Install it with: pip install 'pyconv[onnx]'"
+        ) from error
+    import pyconv
+
+    model.build()
+    if 4 * model.count_params() > _MAX_BYTES:
+        raise ValueError(
+            f"{model.name}: an ONNX file holds at most 2 GiB. Received: "
+            f"{model.count_params():,} float32 weights"
+        )
+    graph = _Graph(helper)
+    shape = cast("tuple[int | None, ...]", model.input_shape)
+    inputs = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *shape[1:]])
+    for layer in model.layers:
+        if type(layer) not in _EXPORTERS:
+            raise ValueError(
+                f"{layer.name}: a {type(layer).__name__} cannot be exported to ONNX. Known: "
+                f"{', '.join(sorted(known.__name__ for known in _EXPORTERS))}"
+            )
+        _EXPORTERS[type(layer)](graph, layer, cast("tuple[int, ...]", shape))
+        shape = layer.compute_output_shape(shape)
+    graph.channels_last()
+    graph.add("Identity", output="output")
+    outputs = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["N", *shape[1:]])
+    made = helper.make_model(
+        helper.make_graph(graph.nodes, model.name, [inputs], [outputs], graph.weights),
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR,
+        producer_name="pyconv",
+        producer_version=pyconv.__version__,
+    )
+    checker.check_model(made, full_check=True)
+    return made
+
+
+class _Graph:
+    """Nodes that follow one another. ONNX's images are (N, C, H, W) and stay so while they can."""
+
+    def __init__(self, helper: Any) -> None:
+        self._helper = helper
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+        self._last = "input"
+        self.is_channels_first = False
+
+    def add(
+        self, operator: str, *arrays: Any, output: str | None = None, **attributes: Any
+    ) -> None:
+        """Appends a node; its inputs are the last output and (name, array) pairs."""
+        from onnx import numpy_helper
+
+        inputs = [self._last]
+        for name, array in arrays:
+            self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            inputs.append(name)
+        self._last = output or f"{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(self._helper.make_node(operator, inputs, [self._last], **attributes))
+
+    def channels_first(self) -> None:
+        if not self.is_channels_first:
+            self.add("Transpose", perm=[0, 3, 1, 2])
+            self.is_channels_first = True
+
+    def channels_last(self) -> None:
+        if self.is_channels_first:
+            self.add("Transpose", perm=[0, 2, 3, 1])
+            self.is_channels_first = False
+
+    def activation(self, name: str) -> None:
+        if name == "relu":
+            self.add("Relu")
+        elif name == "softmax":
+            self.add("Softmax", axis=1 if self.is_channels_first else -1)
+
+
+def _named(layer: Layer) -> dict[str, tuple[str, np.ndarray]]:
+    return {p.name: (f"{layer.name}/{p.name}", p.value) for p in layer.parameters}
+
+
+def _pads(
+    shape: tuple[int, ...],
+    window: tuple[int, int],
+    strides: tuple[int, int],
+    padding: str,
+) -> list[int]:
+    """Rows above, columns on the left, rows below, columns on the right, as TensorFlow has them."""
+    if padding == "valid":
+        return [0, 0, 0, 0]
+    totals = [
+        max((-(-size // stride) - 1) * stride + width - size, 0)
+        for size, stride, width in zip(shape[1:3], strides, window)
+    ]
+    before = [total // 2 for total in totals]
+    return [*before, *(total - half for total, half in zip(totals, before))]
+
+
+def _conv2d(graph: _Graph, layer: Conv2D, shape: tuple[int, ...]) -> None:
+    graph.channels_first()
+    arrays = _named(layer)
+    name, kernel = arrays.pop("kernel")
+    window = [(size - 1) * rate + 1 for size, rate in zip(layer.kernel_size, layer.dilation_rate)]
+    graph.add(
+        "Conv",
+        (name, kernel.transpose(3, 2, 0, 1)),
+        *arrays.values(),
+        kernel_shape=list(layer.kernel_size),
+        strides=list(layer.strides),
+        dilations=list(layer.dilation_rate),
+        group=layer.groups,
+        pads=_pads(shape, (window[0], window[1]), layer.strides, layer.padding),
+    )
+    graph.activation(layer.activation)
+
+
+def _max_pooling2d(graph: _Graph, layer: MaxPooling2D, shape: tuple[int, ...]) -> None:
+    graph.channels_first()
+    graph.add(
+        "MaxPool",
+        kernel_shape=list(layer.pool_size),
+        strides=list(layer.strides),
+        pads=_pads(shape, layer.pool_size, layer.strides, layer.padding),
+    )
+
+
+def _dense(graph: _Graph, layer: Dense, shape: tuple[int, ...]) -> None:
+    graph.channels_last()
+    arrays = _named(layer)
+    if len(shape) == 2:
+        graph.add("Gemm", *arrays.values())
+    else:
+        graph.add("MatMul", arrays["kernel"])
+        if "bias" in arrays:
+            graph.add("Add", arrays["bias"])
+    graph.activation(layer.activation)
+
+
+def _activation(graph: _Graph, layer: Activation, shape: tuple[int, ...]) -> None:
+    graph.activation(layer.activation)
+
+
+def _dropout(graph: _Graph, layer: Dropout, shape: tuple[int, ...]) -> None:
+    """Nothing: it acts in training alone."""
+
+
+def _flatten(graph: _Graph, layer: Flatten, shape: tuple[int, ...]) -> None:
+    graph.channels_last()
+    graph.add("Flatten", axis=1)
+
+
+_EXPORTERS: dict[type[Layer], Callable[[_Graph, Any, tuple[int, ...]], None]] = {
+    Activation: _activation,
+    Conv2D: _conv2d,
+    Dense: _dense,
+    Dropout: _dropout,
+    Flatten: _flatten,
+    MaxPooling2D: _max_pooling2d,
+}
