@@ -248,6 +248,11 @@ DENSE_CASES: tuple[DenseCase, ...] = (
     DenseCase("n67", 67, 17, 130),
     DenseCase("1x1x1", 1, 1, 1),
     DenseCase("mnist", 2, 784, 96, "relu"),
+    # Few units, for which vectors run along the inputs.
+    DenseCase("narrow_84_10", 33, 84, 10, "relu"),
+    DenseCase("narrow_130_3", 70, 130, 3),
+    DenseCase("narrow_200_20", 40, 200, 20, "relu"),
+    DenseCase("narrow_64_1", 9, 64, 1),
 )
 
 

@@ -182,6 +182,63 @@ void one_pixel_weights(const Conv2dShape& s, Activation activation, const float*
   });
 }
 
+// Few features would leave lanes of their vectors empty. In a dense layer, or a 1x1 convolution,
+// vectors may run along the channels instead: dw^T = dy^T x. Not of so many pixels that their sum
+// should be cut.
+bool few_features(const Conv2dShape& s) {
+  const bool dense = s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 &&
+                     s.pad_top == 0 && s.pad_left == 0 && s.oh == s.h && s.ow == s.w;
+  constexpr int64_t most_pixels = 2048;
+  return dense && s.groups == 1 && s.c >= 2 * panel_lanes && s.n * s.h * s.w <= most_pixels &&
+         4 * s.oc <= 3 * padded_features(s.oc) && s.oc <= 2 * tile_rows[2];
+}
+
+void few_features_weights(const Conv2dShape& s, Activation activation, const float* dy,
+                          const float* y, const float* x, float* dw, float* db) {
+  const int64_t pixels = s.n * s.h * s.w, size = pixels * s.oc;
+  const int64_t panels = panel_count(s.c);
+  Scratch memory;
+  const int64_t masked_at = memory.reserve<float>(activation == Activation::relu ? size : 0);
+  memory.allocate();
+  if (activation == Activation::relu) {
+    float* const masked = memory.at<float>(masked_at);
+    parallel_ranges(size, 16 * 1024, [&](int64_t begin, int64_t end) {
+      masked_copy(dy + begin, y + begin, masked + begin, end - begin);
+    });
+    dy = masked;
+  }
+  parallel_for(num_threads(), panels + 1, [&](int64_t panel, int) {
+    if (panel == panels) {  // the bias is one more item
+      if (db == nullptr) return;
+      clear(db, s.oc);
+      for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+        for (int64_t f = 0; f < s.oc; ++f) db[f] += dy[pixel * s.oc + f];
+      }
+      return;
+    }
+    // The last one begins where it is whole; what the one before it has done is not written again.
+    const int64_t first = min(panel * panel_lanes, s.c - panel_lanes);
+    const int64_t done = panel * panel_lanes - first;
+    float sums[tile_rows[2] * panel_lanes];
+    TransposedTile tile{};
+    tile.a_row = s.oc;
+    tile.b = x + first;
+    tile.b_row = s.c;
+    tile.depth = pixels;
+    tile.c = sums;
+    tile.overwrite = true;
+    for_parts(s.oc, ceil_div(s.oc, tile_rows[2]), [&](int64_t feature, int64_t features) {
+      tile.a = dy + feature;
+      run_tile(tile, 2, features);
+      for (int64_t c = done; c < panel_lanes; ++c) {
+        for (int64_t f = 0; f < features; ++f) {
+          dw[(first + c) * s.oc + feature + f] = sums[f * panel_lanes + c];
+        }
+      }
+    });
+  });
+}
+
 }  // namespace
 
 void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
@@ -198,6 +255,10 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
   }
   if (first_fits(s)) {
     conv2d_first_backward_weights(s, activation, dy, y, x, dw, db);
+    return;
+  }
+  if (few_features(s)) {
+    few_features_weights(s, activation, dy, y, x, dw, db);
     return;
   }
   const WeightsCut cut(s);

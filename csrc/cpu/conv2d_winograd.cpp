@@ -624,6 +624,7 @@ void backward_weights(const Conv2dShape& s, Activation activation, const float* 
       for (int64_t plane = 0; plane < planes<M>; ++plane) {
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
           const int64_t vectors = panel_vectors(oc, panel);
+          product.b_row = vectors * lanes;
           product.b = m + plane * m_step + (panel * panel_lanes - f_begin) * count;
           if (plane == plane_of_sums<M>) {
             for (int64_t q = 0; q < vectors; ++q) {

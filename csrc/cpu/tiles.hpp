@@ -248,7 +248,8 @@ static void compute(const ProductTile& tile) {
 struct TransposedTile {
   const float* a;  // [depth][a_row]
   int64_t a_row;
-  const float* b;  // panel: [depth][Q * lanes]
+  const float* b;  // [depth][b_row]; a panel's rows are Q * lanes long
+  int64_t b_row;
   int64_t depth;
   float* c;        // [P][Q * lanes]
   bool overwrite;  // start from zero instead of what c holds
@@ -275,7 +276,7 @@ static void compute(const TransposedTile& tile) {
       for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, right[q], sum[p][q]);
     }
     a += tile.a_row;
-    b += Q * lanes;
+    b += tile.b_row;
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
