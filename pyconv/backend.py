@@ -174,7 +174,8 @@ def copy(source: Any, destination: Any) -> None:
 @functools.cache
 def cpu() -> ModuleType:
     """The extension module with the CPU kernels, loaded at first use."""
-    from pyconv import _cpu
+    with _spinning_briefly():
+        from pyconv import _cpu
 
     threads = os.environ.get("PYCONV_NUM_THREADS")
     if threads:
@@ -182,6 +183,25 @@ def cpu() -> ModuleType:
             raise ValueError(f"PYCONV_NUM_THREADS: expected a count. Received: {threads!r}.")
         _cpu.set_num_threads(int(threads))
     return _cpu
+
+
+@contextlib.contextmanager
+def _spinning_briefly() -> Iterator[None]:
+    """Within it, GNU's OpenMP is loaded with a limit on how long idle threads spin.
+
+    Its default is some ten milliseconds. Where another process takes one of the cores away, that is
+    how long each parallel loop then waits: the spinning thread keeps the other core from the one
+    that was interrupted. With a tenth of a millisecond it sleeps instead. What the user has set
+    counts, and other programs and child processes do not see it.
+    """
+    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = "3000"
+    try:
+        yield
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
 
 
 def _from_line(raw: np.ndarray, count: int) -> np.ndarray:

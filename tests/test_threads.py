@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -112,3 +116,17 @@ def test_callers_own_threads(num_threads):
     with ThreadPoolExecutor(4) as pool:
         for result in pool.map(run_conv, ["32to32"] * 8):
             assert [array.tobytes() for array in result] == expected
+
+
+@pytest.mark.parametrize("setting", [None, "7"])
+def test_loading_leaves_the_environment_as_it_is(setting):
+    """OpenMP reads how long idle threads spin when it is loaded; nobody else is to see that."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY",)}
+    environment.pop("GOMP_SPINCOUNT", None)
+    if setting is not None:
+        environment["GOMP_SPINCOUNT"] = setting
+    script = "import os, pyconv; pyconv.isa(); print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(setting)
