@@ -86,11 +86,12 @@ def class_numbers(
         )
     smallest, largest = float(y_true.min()), float(y_true.max())
     if smallest < 0 or largest >= k:
-        hint = f". For more classes, give the last layer more than {k} outputs"
-        if smallest < 0:
-            hint = ""
-        elif smallest == 1 and largest == k:
+        hint = ""
+        if smallest == 1 and largest == k:
             hint = ". Classes are counted from 0: y = y - 1"
+        elif smallest >= 0 and math.isfinite(largest):
+            n = int(largest) + 1
+            hint = f". For {n} classes, give the last layer {n} outputs"
         raise ValueError(
             f"{name} expects class numbers in 0 <= y < {k}, as the model has {k} outputs. "
             f"Received: numbers from {smallest:.10g} to {largest:.10g}{hint}"

@@ -41,7 +41,7 @@ from pyconv.layers import (
     MaxPooling2D,
     Parameter,
 )
-from pyconv.losses import Loss, SoftmaxCrossentropy
+from pyconv.losses import BinaryCrossentropy, Loss, SoftmaxCrossentropy
 from pyconv.recording import RecordedForward
 
 _ALIGNMENT = 16  # floats in a cache line
@@ -220,7 +220,15 @@ class Plan:
         return _Through(first, second)
 
     def _make_head(self, loss: Loss) -> None:
+        last = self.blocks[-1] if self.blocks else None
         if not isinstance(loss, SoftmaxCrossentropy):
+            linear = isinstance(last, (ConvBlock, DenseBlock)) and last.activation is None
+            if linear and isinstance(loss, BinaryCrossentropy) and not loss.from_logits:
+                warnings.warn(
+                    "binary_crossentropy expects probabilities, but the model ends in a layer "
+                    "without an activation. Use BinaryCrossentropy(from_logits=True).",
+                    stacklevel=2,
+                )
             self._head = LossBlock(loss, self.device)
             return
         if len(self.output_shape) != 1:
@@ -231,7 +239,7 @@ class Plan:
                 "one for every class, or use the loss 'binary_crossentropy'.",
                 stacklevel=2,
             )
-        ends_in_softmax = bool(self.blocks) and isinstance(self.blocks[-1], SoftmaxBlock)
+        ends_in_softmax = isinstance(last, SoftmaxBlock)
         if loss.from_logits and ends_in_softmax:
             warnings.warn(
                 "The loss has from_logits=True, but the model ends in a softmax. Use one or the "

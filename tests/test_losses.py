@@ -321,10 +321,10 @@ class TestBadLabels:
                 np.ones(10, bool),
                 "0 <= y < 1, .* numbers from 1 to 1. Classes are counted",
             ),
-            (SPARSE, 3, np.full(10, np.inf), "numbers from inf to inf"),
+            (SPARSE, 3, np.full(10, np.inf), "numbers from inf to inf$"),
             (SPARSE, 3, CLASSES - 1, "in 0 <= y < 3, .* 3 outputs. .* from -1 to 1$"),
             (SPARSE, 3, CLASSES + 1, "from 1 to 3. Classes are counted from 0: y = y - 1"),
-            (SPARSE, 3, np.arange(10), "from 0 to 9. For more classes, give the last layer more"),
+            (SPARSE, 3, np.arange(10), "from 0 to 9. For 10 classes, give the last layer 10 out"),
             (CATEGORICAL, 3, CLASSES, "use 'sparse_categorical_crossentropy', or make them one-"),
             (CATEGORICAL, 3, CLASSES, r"y = pyconv.utils.to_categorical\(y, 3\)"),
             (CATEGORICAL, 3, np.eye(5)[CLASSES], "5 values a sample, give the last layer 5 outp"),
@@ -367,6 +367,11 @@ class TestBadLabels:
     def test_a_single_class(self, loss):
         with pytest.warns(UserWarning, match="always 0, .* use the loss 'binary_crossentropy'"):
             model_of(1, "softmax", loss).train_on_batch(samples(), np.zeros((10, 1)))
+
+    def test_probabilities_of_a_linear_layer_are_probably_a_mistake(self):
+        with pytest.warns(UserWarning, match="without an activation. Use Binary.*from_logits=True"):
+            model_of(1, None, "bce").train_on_batch(samples(), np.zeros(10))
+        model_of(1, "relu", "bce").train_on_batch(samples(), np.zeros(10))
 
     def test_called_by_themselves(self):
         with pytest.raises(ValueError, match=r"same number of samples.*\(2,\).*\(3, 4\)"):
