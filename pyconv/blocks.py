@@ -27,7 +27,7 @@ from pyconv import backend, kernels
 from pyconv.backend import Backend
 from pyconv.kernels import Counter
 from pyconv.layers import Conv2D, Dense, Dropout, MaxPooling2D, Parameter
-from pyconv.losses import CategoricalCrossentropy, Loss
+from pyconv.losses import Loss, SoftmaxCrossentropy
 
 
 class Block:
@@ -337,7 +337,7 @@ class FlattenBlock(Block):
 class LossBlock:
     """The end of a network in training: a loss by its own formulas, on the network's outputs.
 
-    The formulas are the user's, in NumPy, so they work on copies of what lies on a device.
+    The formulas are in NumPy, so they work on copies of what lies on a device.
 
     Args:
         loss: the loss.
@@ -351,7 +351,7 @@ class LossBlock:
         self._device = device
 
     def feed(self, labels: np.ndarray, keep: bool) -> np.ndarray:
-        """Returns what `forward` takes for these labels (N, K)."""
+        """Returns what `forward` takes for these labels."""
         return labels
 
     def forward(self, y: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -370,7 +370,7 @@ class SoftmaxCrossEntropyBlock:
     """Softmax and cross-entropy in one, on logits: stable, and its gradient is simply p - t.
 
     Args:
-        loss: the cross-entropy; its label smoothing applies.
+        loss: the cross-entropy; it makes distributions of labels.
         classes: number of classes K.
         capacity: largest batch.
         device: where the network runs.
@@ -379,23 +379,24 @@ class SoftmaxCrossEntropyBlock:
     on_device = True
 
     def __init__(
-        self, loss: CategoricalCrossentropy, classes: int, capacity: int, device: Backend
+        self, loss: SoftmaxCrossentropy, classes: int, capacity: int, device: Backend
     ) -> None:
         self.loss = loss
         self._device = device
+        self._classes = classes
         self._labels = device.zeros(capacity * classes)
         self._losses = device.zeros(capacity)
         self._probabilities = device.zeros(capacity * classes)
         self._dlogits = device.zeros(capacity * classes)
 
     def feed(self, labels: np.ndarray, keep: bool) -> np.ndarray:
-        """Returns what `forward` takes for these labels (N, K), on the device.
+        """Returns these labels as distributions (N, K) on the device, as `forward` takes them.
 
         Args:
-            labels: NumPy's.
+            labels: NumPy's, (N, K), or (N,) where they are class numbers.
             keep: whether it must lie where it lay for other labels of this number.
         """
-        labels = self.loss.smooth(labels)
+        labels = self.loss.distributions(labels, self._classes, np.dtype(np.float32))
         if self._device.on_host and not keep:
             return labels
         fed: np.ndarray = self._labels[: labels.size].reshape(labels.shape)

@@ -178,6 +178,7 @@ def evaluate(
     model: Path, data: str, batch_size: int, threads: int | None, device: str | None
 ) -> None:
     """Measure loss and accuracy of a saved MODEL."""
+    from pyconv.losses import SparseCategoricalCrossentropy
     from pyconv.saving import load_model
 
     _set_threads(threads)
@@ -186,7 +187,9 @@ def evaluate(
     if network.get_compile_config() is None:
         _compile(network)
     _, test_split = LOADERS[data]()
-    _report(network, data, *_prepare(*test_split), batch_size)
+    x, one_hot = _prepare(*test_split)
+    numbered = isinstance(network.loss, SparseCategoricalCrossentropy)
+    _report(network, data, x, test_split[1].ravel() if numbered else one_hot, batch_size)
 
 
 @main.command()
@@ -379,7 +382,7 @@ def _report(
     model: Sequential,
     data: str,
     x: NDArray[np.float32],
-    y: NDArray[np.float32],
+    y: NDArray[Any],
     batch_size: int,
 ) -> None:
     results = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)

@@ -365,19 +365,22 @@ class Sequential:
     def compile(
         self,
         optimizer: str | optimizers.Optimizer | dict[str, Any] = "rmsprop",
-        loss: str | losses.Loss | dict[str, Any] | None = None,
-        metrics: Sequence[str | metrics.Metric | dict[str, Any]] | None = None,
+        loss: str | type[losses.Loss] | losses.Loss | dict[str, Any] | None = None,
+        metrics: Sequence[str | type[metrics.Metric] | metrics.Metric | dict[str, Any]]
+        | None = None,
     ) -> None:
         """Sets how the model is trained. The weights stay.
 
         Args:
             optimizer: a name or an object, see :mod:`pyconv.optimizers`.
             loss: a name or an object, see :mod:`pyconv.losses`.
-            metrics: names or objects, see :mod:`pyconv.metrics`, e.g. ``["accuracy"]``.
+            metrics: names or objects, see :mod:`pyconv.metrics`, e.g. ``["accuracy"]``, which is
+                the categorical, sparse categorical or binary accuracy by the shapes of labels and
+                outputs.
 
         Raises:
             TypeError: if `metrics` is not a list.
-            ValueError: if a name is unknown.
+            ValueError: if a name is unknown, or one of Keras's that is not supported.
         """
         if metrics is not None and not isinstance(metrics, (list, tuple)):
             raise TypeError(f"metrics must be a list, e.g. ['accuracy']. Received: {metrics!r}")
@@ -438,7 +441,9 @@ class Sequential:
 
         Args:
             x: samples (N, ...), e.g. images (N, H, W, C), or what makes batches.
-            y: labels (N, K), one-hot or distributions; None if `x` makes batches.
+            y: labels as the loss takes them, e.g. (N, K), one-hot or distributions, for
+                categorical_crossentropy, and class numbers, (N,) or (N, 1), for
+                sparse_categorical_crossentropy; None if `x` makes batches.
             batch_size: samples in a step, 32 by default; the last batch of an epoch may be smaller.
                 Not for what makes batches.
             epochs: the number of the last epoch.
@@ -1110,32 +1115,28 @@ class Sequential:
         """`x` and `y` as arrays that fit each other and the model; `y` is NumPy's."""
         x = self._check_inputs(x)
         y = check_numbers(np.asarray(y) if isinstance(y, (list, tuple)) else y)
-        expected = self.output_shape
-        assert expected is not None
         if len(x) != len(y) if y.ndim else True:
             raise ValueError(
                 "x and y must have the same number of samples. "
                 f"Received: x of shape {x.shape}, y of shape {y.shape}"
             )
-        if y.shape[1:] != expected[1:]:
-            last = self._layers[-1]
-            hint = ""
-            if math.prod(y.shape[1:]) == 1:
-                hint = (
-                    ". These look like class numbers; make them one-hot: "
-                    f"y = pyconv.utils.to_categorical(y, {expected[-1]})"
-                )
-            elif len(y.shape) == len(expected) == 2:
-                hint = f". For {y.shape[-1]} classes, give {last.name} {y.shape[-1]} outputs"
-            raise ValueError(
-                f"{last.name} ({type(last).__name__}), the last layer of {self.name}, has outputs "
-                "of shape "
-                f"{expected}, so y must have that shape. Received: y of shape {y.shape}{hint}"
-            )
         if not isinstance(y, np.ndarray):
             # Metrics, and losses of the user's own, are computed on the host.
             with backend.current().running():
                 y = backend.to_host(y)
+        assert self.loss is not None
+        expected = self.output_shape
+        output_shape = _without_batch(expected) or ()
+        try:
+            y = self.loss.check_labels(y, output_shape)
+            for metric in self.metrics or ():
+                metric.check_labels(y, output_shape)
+        except ValueError as error:
+            last = self._layers[-1]
+            raise ValueError(
+                f"{last.name} ({type(last).__name__}), the last layer of {self.name}, has outputs "
+                f"of shape {expected}; {error}"
+            ) from error
         return x, y
 
 

@@ -30,6 +30,7 @@ from pyconv.blocks import (
     SoftmaxCrossEntropyBlock,
 )
 from pyconv.kernels import Counter
+from pyconv.labels import needs_classes
 from pyconv.layers import (
     Activation,
     Conv2D,
@@ -40,7 +41,7 @@ from pyconv.layers import (
     MaxPooling2D,
     Parameter,
 )
-from pyconv.losses import CategoricalCrossentropy, Loss
+from pyconv.losses import BinaryCrossentropy, Loss, SoftmaxCrossentropy
 from pyconv.recording import RecordedForward
 
 _ALIGNMENT = 16  # floats in a cache line
@@ -147,7 +148,7 @@ class Plan:
         return fed
 
     def feed_labels(self, labels: np.ndarray, keep: bool = False) -> np.ndarray:
-        """Returns NumPy's labels (N, K) as :meth:`forward_loss` takes them."""
+        """Returns NumPy's labels, checked by the loss, as :meth:`forward_loss` takes them."""
         assert self._head is not None
         return self._head.feed(labels, keep)
 
@@ -219,18 +220,26 @@ class Plan:
         return _Through(first, second)
 
     def _make_head(self, loss: Loss) -> None:
-        if not isinstance(loss, CategoricalCrossentropy):
+        last = self.blocks[-1] if self.blocks else None
+        if not isinstance(loss, SoftmaxCrossentropy):
+            linear = isinstance(last, (ConvBlock, DenseBlock)) and last.activation is None
+            if linear and isinstance(loss, BinaryCrossentropy) and not loss.from_logits:
+                warnings.warn(
+                    "binary_crossentropy expects probabilities, but the model ends in a layer "
+                    "without an activation. Use BinaryCrossentropy(from_logits=True).",
+                    stacklevel=2,
+                )
             self._head = LossBlock(loss, self.device)
             return
         if len(self.output_shape) != 1:
-            raise ValueError(
-                "categorical_crossentropy expects a model whose outputs have the shape (None, "
-                "classes). "
-                f"Received: outputs of shape {(None, *self.output_shape)}. End the model with "
-                "Flatten() and "
-                "Dense(classes, activation='softmax')"
+            raise ValueError(needs_classes(loss.name, self.output_shape))
+        if self.output_shape == (1,):
+            warnings.warn(
+                f"{loss.name} of a single class is always 0, and the model has 1 output. Give it "
+                "one for every class, or use the loss 'binary_crossentropy'.",
+                stacklevel=2,
             )
-        ends_in_softmax = bool(self.blocks) and isinstance(self.blocks[-1], SoftmaxBlock)
+        ends_in_softmax = isinstance(last, SoftmaxBlock)
         if loss.from_logits and ends_in_softmax:
             warnings.warn(
                 "The loss has from_logits=True, but the model ends in a softmax. Use one or the "

@@ -22,6 +22,7 @@ from pyconv import cli
 from pyconv.cli import main
 from pyconv.layers import Conv2D, Dense, Flatten
 from pyconv.plotting import plot_history
+from pyconv.saving import load_model
 
 QUICK = [
     "--data",
@@ -202,6 +203,15 @@ class TestEvaluate:
         result = run("evaluate", "pyconv-run/model.safetensors", "--data", "shapes")
         assert result.output.startswith("Test loss ")
         assert "on 200 images of shapes (synthetic)" in result.output
+
+    def test_a_model_that_takes_class_numbers(self):
+        run("train", *QUICK, "--limit", "1000", "--epochs", "1")
+        evaluate = ("evaluate", "pyconv-run/model.safetensors", "--data", "shapes")
+        expected = run(*evaluate).output
+        model = load_model("pyconv-run/model.safetensors")
+        model.compile("sgd", "sparse_categorical_crossentropy", ["accuracy"])
+        model.save("pyconv-run/model.safetensors")
+        assert run(*evaluate).output == expected
 
     def test_no_model(self):
         result = run("evaluate", "nothing", "--data", "shapes", status=1)

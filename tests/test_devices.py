@@ -659,6 +659,40 @@ class TestTraining:
                 or isinstance(options.get("loss"), losses.CategoricalCrossentropy)
             )
 
+    @pytest.mark.parametrize("lies", ["here", "there"])
+    @pytest.mark.parametrize("graph", ["0", "1"])
+    @pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "bce", "mse", "mae"])
+    def test_losses(self, cuda, loss, graph, lies, monkeypatch):
+        """Those over classes are kernels, which are captured; formulas are computed on the host."""
+        monkeypatch.setenv("PYCONV_CUDA_GRAPH", graph)
+        sparse = loss.startswith("sparse")
+        x, y = samples()
+        if sparse:
+            y = y.argmax(axis=1).astype(np.uint8)[:, np.newaxis]
+        names = ["accuracy", loss, f"{'sparse_' if sparse else ''}top_k_categorical_accuracy"]
+
+        def results(device):
+            pyconv.set_device(device)
+            model = small(loss=loss, metrics=names)
+            given = fake_cupy.asarray(y) if (device, lies) == ("cuda", "there") else y
+            logs = model.fit(
+                x, given, batch_size=4, epochs=3, verbose=0, validation_data=(x, given)
+            ).history
+            return model, logs, model.train_on_batch(x, given), model.test_on_batch(x, given)
+
+        on_cpu, *expected = results("cpu")
+        captures = cuda.captures
+        on_cuda, *got = results("cuda")
+        assert got == expected
+        assert_same_weights(on_cuda, on_cpu)
+        assert (cuda.captures > captures) == (sparse and graph == "1")
+
+    def test_class_numbers_out_of_range(self, cuda):
+        model = small(loss="sparse_categorical_crossentropy")
+        y = fake_cupy.asarray(np.full(10, 3, np.uint8))
+        with pytest.raises(ValueError, match="0 <= y < 3, .* Received: numbers from 3 to 3"):
+            model.fit(fake_cupy.asarray(samples()[0]), y, verbose=0)
+
     def test_logits(self, cuda):
         def results(device):
             pyconv.set_device(device)

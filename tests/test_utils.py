@@ -259,11 +259,9 @@ class TestCategoricalCrossentropy:
         assert copy.get_config() == {"from_logits": True, "label_smoothing": 0.1}
 
     def test_errors(self):
-        with pytest.raises(ValueError, match="Unknown loss. .* Received: 'mse'"):
-            losses.get("mse")
         with pytest.raises(ValueError, match="label_smoothing=1"):
             losses.CategoricalCrossentropy(label_smoothing=1)
-        with pytest.raises(ValueError, match=r"y_true of shape \(3,\), y_pred of shape \(3, 4\)"):
+        with pytest.raises(ValueError, match=r"shape .*\(None, 4\). Received: y of shape \(3,\)"):
             losses.CategoricalCrossentropy()(np.arange(3), self.LOGITS)
 
 
@@ -292,15 +290,8 @@ class TestMetrics:
     )
     def test_get(self, given, name):
         metric = metrics.get(given)
-        assert isinstance(metric, metrics.CategoricalAccuracy)
         assert metric.name == name
         assert metrics.get(metrics.serialize(metric)).name == name
-
-    def test_unknown(self):
-        with pytest.raises(
-            ValueError, match="acc, accuracy, categorical_accuracy.* Received: 'auc'"
-        ):
-            metrics.get("auc")
 
 
 class TestOptimizers:
