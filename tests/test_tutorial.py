@@ -1,7 +1,8 @@
-"""The tutorial's first half runs with only its import lines changed, and training really learns."""
+"""The examples run, with the tutorial's own calls, and training really learns."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,8 +15,13 @@ import pyconv
 from pyconv.datasets import cifar10, shapes
 from pyconv.utils import set_random_seed, to_categorical
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "tutorial.py"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+needs_examples = pytest.mark.skipif(
+    not EXAMPLES.exists() or importlib.util.find_spec("matplotlib") is None,
+    reason="needs the examples and matplotlib",
+)
 
 
 @pytest.fixture
@@ -68,30 +74,45 @@ def test_shapes_are_learnt():
     assert accuracy > 0.90
 
 
-@pytest.mark.skipif(not EXAMPLE.exists(), reason="needs the examples")
-def test_the_tutorials_first_half(tmp_path):
-    """The script as a user runs it, on a small made CIFAR-10."""
-    pytest.importorskip("matplotlib")
-    folder = tmp_path / cifar10.FOLDER
-    folder.mkdir()
+@pytest.fixture
+def made_cifar10(tmp_path):
+    """A PYCONV_DATA_DIR with noise in CIFAR-10's format."""
+    folder = tmp_path / "data" / cifar10.FOLDER
+    folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
         records = rng.integers(0, 256, (10_000, 3073), np.uint8)
         records[:, 0] %= 10
         records.tofile(folder / name)
-    environment = {
-        **os.environ,
-        "PYCONV_DATA_DIR": str(tmp_path),
-        "MPLBACKEND": "Agg",
-    }
+    return folder.parent
+
+
+def run(script, *arguments, data, cwd, **environment):
+    """What the script, as a user runs it, prints."""
     result = subprocess.run(
-        [sys.executable, str(EXAMPLE), "1", "512"],
+        [sys.executable, str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
-        env=environment,
+        cwd=cwd,
+        env={**os.environ, "PYCONV_DATA_DIR": str(data), "MPLBACKEND": "Agg", **environment},
     )
     assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@needs_examples
+def test_the_tutorial(made_cifar10, tmp_path):
+    """Both halves of the script."""
+    output = run(EXAMPLES / "tutorial.py", 1, 512, data=made_cifar10, cwd=tmp_path)
     for line in ("Total params: 276,138", "(None, 15, 15, 32)", "(None, 2, 2, 64)", "131,584"):
-        assert line in result.stdout
-    assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png", "accuracy.png"}
+        assert line in output
+    for line in ("First value of the activation map: 6", "With augmentation, test loss"):
+        assert line in output
+    assert output.count("Epoch 1/1") == 2
+    curves = {"loss", "accuracy", "loss_augmented", "accuracy_augmented", "comparison"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == curves | {
+        "filters",
+        "activations_first",
+        "activations_last",
+        "augmented",
+    }
