@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import pyconv
-from pyconv.datasets import cifar10, shapes
+from pyconv.datasets import cifar10, mnist, shapes
 from pyconv.utils import set_random_seed, to_categorical
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -87,6 +87,22 @@ def made_cifar10(tmp_path):
     return folder.parent
 
 
+@pytest.fixture
+def made_mnist(tmp_path):
+    """A PYCONV_DATA_DIR with squares in MNIST's format."""
+    folder = tmp_path / "data" / mnist.FOLDER
+    folder.mkdir(parents=True)
+    for prefix, count in (("train", mnist.N_TRAIN), ("t10k", mnist.N_TEST)):
+        images = np.zeros((count, 28, 28), np.uint8)
+        images[:, 9:19, 10:18] = 200
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+            header = bytes((0, 0, 8, array.ndim)) + sizes
+            (folder / f"{prefix}-{name}-ubyte").write_bytes(header + array.tobytes())
+    return folder.parent
+
+
 def run(script, *arguments, data, cwd, **environment):
     """What the script, as a user runs it, prints."""
     result = subprocess.run(
@@ -116,3 +132,57 @@ def test_the_tutorial(made_cifar10, tmp_path):
         "activations_last",
         "augmented",
     }
+
+
+@needs_examples
+def test_translation_invariance(made_mnist, tmp_path):
+    script = EXAMPLES / "translation_invariance.py"
+    output = run(script, 1, 256, "--output", "pictures", data=made_mnist, cwd=tmp_path)
+    assert "Accuracy on 256 test images" in output
+    assert set(accuracies(output)) == {"dense", "CNN", "CNN, last pooling left out"}
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [
+        "translation_invariance.png"
+    ]
+
+
+@needs_examples
+def test_a_cnn_finds_digits_in_corners(tmp_path):
+    """On real MNIST, of which 5,000 images in 5 epochs suffice; chance is 10 %."""
+    folder = Path(os.environ.get("PYCONV_DATA_DIR") or SHARED)
+    if not (folder / mnist.FOLDER).exists():
+        pytest.skip(f"no real MNIST: neither PYCONV_DATA_DIR nor {SHARED} has it")
+    script = EXAMPLES / "translation_invariance.py"
+    found = accuracies(run(script, 5, 5000, data=folder, cwd=tmp_path))
+    assert found["dense"][0] > 85 and found["CNN"][0] > 85
+    assert max(found["dense"][1:]) < 40 < 60 < min(found["CNN"][1:])
+
+
+def accuracies(output):
+    """The table that translation_invariance.py prints: percentages by the network's name."""
+    table = output[output.index("Accuracy on") :].splitlines()[2:]
+    return {
+        line[:28].strip(): [float(share) for share in line[28:].split("%")[:5]] for line in table
+    }
+
+
+@needs_examples
+def test_digits_are_pushed_into_corners():
+    path = EXAMPLES / "translation_invariance.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    images = np.zeros((2, 28, 28), np.uint8)
+    images[0, 5:20, 9:12] = images[1, 27, 0] = 7
+    images[0, 5, 9] = 9
+    for to_bottom, to_right, row, column in (
+        (False, False, 0, 0),
+        (False, True, 0, 25),
+        (True, False, 13, 0),
+        (True, True, 13, 25),
+    ):
+        pushed = module.push(images, to_bottom, to_right)
+        expected = np.zeros_like(images)
+        expected[0, row : row + 15, column : column + 3] = 7
+        expected[0, row, column] = 9
+        expected[1, 27 * to_bottom, 27 * to_right] = 7
+        np.testing.assert_array_equal(pushed, expected)
