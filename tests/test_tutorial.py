@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pyconv.datasets import cifar10, mnist, shapes
 from pyconv.utils import set_random_seed, to_categorical
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+NOTEBOOK = EXAMPLES / "tutorial.ipynb"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 needs_examples = pytest.mark.skipif(
@@ -186,3 +188,40 @@ def test_digits_are_pushed_into_corners():
         expected[0, row, column] = 9
         expected[1, 27 * to_bottom, 27 * to_right] = 7
         np.testing.assert_array_equal(pushed, expected)
+
+
+@needs_examples
+def test_the_notebook_runs(made_cifar10, tmp_path):
+    """Its code cells, one after the other, without Jupyter."""
+    script = tmp_path / "notebook.py"
+    script.write_text("\n\n".join(source for source, _ in code_cells()))
+    settings = {"TUTORIAL_EPOCHS": "1", "TUTORIAL_IMAGES": "512"}
+    output = run(script, data=made_cifar10, cwd=tmp_path, **settings)
+    assert "The sum is 6" in output and "Total params: 276,138" in output
+    assert output.count("Epoch 1/1") == 2
+
+
+@needs_examples
+def test_what_the_notebook_shows():
+    """It was executed from top to bottom, without complaints, and shows nothing of the machine."""
+    assert NOTEBOOK.stat().st_size < 400_000
+    cells = code_cells()
+    text = "".join(
+        "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/plain", ""))
+        for _, cell in cells
+        for output in cell["outputs"]
+    )
+    assert "The sum is 6" in text and "val_accuracy" in text
+    assert not any(word in text for word in ("/home", "/root", "/tmp", "/work", "Warning"))
+    for number, (_, cell) in enumerate(cells, 1):
+        assert cell["execution_count"] == number
+        assert not any(
+            output["output_type"] == "error" or output.get("name") == "stderr"
+            for output in cell["outputs"]
+        )
+
+
+def code_cells():
+    """Source and content of each."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return [("".join(cell["source"]), cell) for cell in cells if cell["cell_type"] == "code"]
