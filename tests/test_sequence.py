@@ -220,6 +220,25 @@ def test_convolutions(isa, case):
             np.testing.assert_array_equal(y, expected, f"{mode}, {threads} threads")
 
 
+@pytest.mark.parametrize("image", [(1, 1), (2, 3), (6, 6)])
+def test_one_batch_after_another(isa, image):
+    """Few images are padded, many are not, and then some taps reach none of them: the weights that
+    are kept serve both."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, *image, 16)).astype(np.float32)
+    w = rng.standard_normal((5, 5, 16, 24)).astype(np.float32)
+    expected = kernels.conv2d(x, w, None, padding="same")
+    sequence = backend.cpu().Sequence()
+    for batches in ((300, 1, 4), (1, 300, 2)):
+        sequence.begin()
+        kernels.conv2d(x[:1], w, None, padding="same")
+        sequence.end()
+        for n in batches:
+            y = np.full_like(expected[:n], np.nan)
+            sequence.run(x[:n], y)
+            np.testing.assert_array_equal(y, expected[:n], str((batches, n)))
+
+
 class TestExtension:
     """The class of the extension by itself."""
 
@@ -286,6 +305,15 @@ class TestExtension:
                 cpu.relu(x, y)
         finally:
             sequence.end()
+
+    def test_may_go_while_it_is_recorded(self):
+        cpu = backend.cpu()
+        sequence = cpu.Sequence()
+        sequence.begin()
+        del sequence
+        x, y = np.ones((1, 6), np.float32), np.zeros((1, 6), np.float32)
+        cpu.relu(x, y)
+        np.testing.assert_array_equal(x, y)
 
     def test_one_at_a_time(self, sequence):
         sequence.begin()

@@ -343,6 +343,10 @@ void run(const TapConvolution& conv) {
   const UsedTaps used{memory.at<bool>(rows_used_at), memory.at<bool>(cols_used_at)};
   mark_used(conv.rows, conv.kernel_h, used.rows);
   mark_used(conv.cols, conv.kernel_w, used.cols);
+  if (kept != nullptr) {  // other calls, for other batches, may use more
+    for (int64_t k = 0; k < conv.kernel_h; ++k) used.rows[k] = true;
+    for (int64_t k = 0; k < conv.kernel_w; ++k) used.cols[k] = true;
+  }
   const auto panel_at = [&](int64_t panel) {
     return panel / group_panels * group_weights + panel % group_panels * panel_size;
   };

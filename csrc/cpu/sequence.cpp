@@ -145,6 +145,10 @@ const Operations& Sequence::recorder() {
   return table;
 }
 
+Sequence::~Sequence() {
+  if (being_recorded == this) being_recorded = nullptr;
+}
+
 bool Sequence::recording() { return being_recorded != nullptr; }
 
 void Sequence::begin() {

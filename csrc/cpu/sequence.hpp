@@ -22,6 +22,11 @@ namespace pyconv::cpu {
 
 class Sequence {
  public:
+  Sequence() = default;
+  ~Sequence();
+  Sequence(const Sequence&) = delete;
+  Sequence& operator=(const Sequence&) = delete;
+
   // Between begin and end, the kernels that this thread calls through recorder() are not run but
   // make up the sequence: for one sample, each on what the one before it writes. Throws
   // std::logic_error for others, and where another sequence is being recorded.
