@@ -119,7 +119,7 @@ def test_callers_own_threads(num_threads):
 
 
 @pytest.mark.parametrize("setting", [None, "7"])
-def test_loading_leaves_the_environment_as_it_is(setting):
+def test_loading_leaves_the_environment_as_it_is(setting, tmp_path):
     """OpenMP reads how long idle threads spin when it is loaded; nobody else is to see that."""
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY",)}
     environment.pop("GOMP_SPINCOUNT", None)
@@ -127,6 +127,11 @@ def test_loading_leaves_the_environment_as_it_is(setting):
         environment["GOMP_SPINCOUNT"] = setting
     script = "import os, pyconv; pyconv.isa(); print(os.environ.get('GOMP_SPINCOUNT'))"
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        env=environment,
+        cwd=tmp_path,  # not the sources, which have no extension
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == str(setting)

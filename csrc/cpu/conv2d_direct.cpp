@@ -630,12 +630,14 @@ int64_t padded_w(const Conv2dShape& s) {
   return (s.ow - 1) * s.stride_w + (s.kw - 1) * s.dilation_w + 1;
 }
 
-// Results that padding divides into classes of a few positions each, which take as long as full
-// tiles.
+// Few results, which padding divides into classes of even fewer each, which take as long as full
+// tiles. Not where strides, dilation or padding make the copy much larger than image and kernel.
 bool worth_padding(const Conv2dShape& s) {
-  constexpr int64_t most_positions = 8 * max_tile_rows;
-  const bool inside = s.pad_top == 0 && s.pad_left == 0 && padded_h(s) <= s.h && padded_w(s) <= s.w;
-  return !inside && s.n * s.oh * s.ow <= most_positions;
+  constexpr int64_t most_positions = 8 * max_tile_rows, most_growth = 4;
+  if (s.n * s.oh * s.ow > most_positions) return false;
+  const int64_t height = padded_h(s), width = padded_w(s);
+  const bool inside = s.pad_top == 0 && s.pad_left == 0 && height <= s.h && width <= s.w;
+  return !inside && height <= most_growth * (s.h + s.kh) && width <= most_growth * (s.w + s.kw);
 }
 
 // x with its padding, [n, padded_h, padded_w, c].

@@ -259,8 +259,11 @@ void run_first(const FirstWeightsTile& tile, int64_t floats) {
 }  // namespace
 
 bool first_fits(const Conv2dShape& s) {
+  // With larger steps a band would have rows that nobody reads.
+  constexpr int64_t most_rows = 8;
   const int64_t step = s.stride_w * s.c;
-  return s.groups == 1 && s.dilation_w == 1 && s.c <= 4 && step <= 8 && step != 5 && step != 7;
+  return s.groups == 1 && s.dilation_w == 1 && s.dilation_h <= most_rows &&
+         s.stride_h <= most_rows && s.c <= 4 && step <= 8 && step != 5 && step != 7;
 }
 
 void conv2d_first(const Conv2dShape& s, Activation activation, const float* x, const float* w,
