@@ -191,13 +191,13 @@ def _spinning_briefly() -> Iterator[None]:
 
     Its default is some ten milliseconds. Where another process takes one of the cores away, that is
     how long each parallel loop then waits: the spinning thread keeps the other core from the one
-    that was interrupted. With a tenth of a millisecond it sleeps instead. What the user has set
-    counts, and other programs and child processes do not see it.
+    that was interrupted. After some tenths of a millisecond it sleeps instead. What the user has
+    set counts, and other programs and child processes do not see it.
     """
     if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         yield
         return
-    os.environ["GOMP_SPINCOUNT"] = "3000"
+    os.environ["GOMP_SPINCOUNT"] = "10000"
     try:
         yield
     finally:
