@@ -20,6 +20,30 @@ static inline PooledWindow pool_window(vec v0, vec v1, vec v2, vec v3) {
   return {best, add(dead, where_positive(best, sub(at, dead)))};
 }
 
+// Copies rows and columns of an image, of which some may lie in its padding and are zero then: the
+// first is (top, left) of the image.
+static inline void copy_padded(const Conv2dShape& s, const float* image, int64_t top, int64_t left,
+                               int64_t rows, int64_t cols, float* to) {
+  const int64_t begin = min(max(0, -left), cols);
+  const int64_t end = max(begin, min(cols, s.w - left));
+  for (int64_t row = top; row < top + rows; ++row, to += cols * s.c) {
+    if (row < 0 || row >= s.h) {
+      clear(to, cols * s.c);
+      continue;
+    }
+    clear(to, begin * s.c);
+    copy(to + begin * s.c, image + (row * s.w + left + begin) * s.c, (end - begin) * s.c);
+    clear(to + end * s.c, (cols - end) * s.c);
+  }
+}
+// Rows and columns that the windows of an image reach over, its padding included.
+static inline int64_t padded_h(const Conv2dShape& s) {
+  return (s.oh - 1) * s.stride_h + (s.kh - 1) * s.dilation_h + 1;
+}
+static inline int64_t padded_w(const Conv2dShape& s) {
+  return (s.ow - 1) * s.stride_w + (s.kw - 1) * s.dilation_w + 1;
+}
+
 // conv2d_direct.cpp and conv2d_direct_weights.cpp: any shape.
 void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                    const float* b, float* y);

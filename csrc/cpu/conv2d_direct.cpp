@@ -277,7 +277,7 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
     cut.images = conv.n;
     cut.image_parts = cut.row_parts = 1;
     cut.panel_parts = max(ceil_div(panels, together), min(panels, wanted));
-    cut.packing = kept ? Packing::kept : Packing::items;
+    cut.packing = Packing::items;
     return cut;
   }
   // Few results: by panels first, so that every thread fetches and packs its part of the weights
@@ -288,13 +288,11 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
     cut.image_parts = 1;
     cut.panel_parts = min(panels, threads);
     cut.row_parts = min(conv.result_h, ceil_div(threads, cut.panel_parts));
-    cut.packing = kept ? Packing::kept : Packing::items;
+    cut.packing = Packing::items;
     return cut;
   }
   constexpr int64_t own_bytes = 256 * 1024;
-  cut.packing = kept                         ? Packing::kept
-                : weights_bytes <= own_bytes ? Packing::workers
-                                             : Packing::at_once;
+  cut.packing = weights_bytes <= own_bytes ? Packing::workers : Packing::at_once;
   // Small images go several to an item, so that borders of one pixel still fill a tile.
   cut.images = max(1, min(2 * max_tile_rows, item_bytes / max(source_bytes + result_bytes, 1)));
   cut.images = max(1, min(cut.images, conv.n / wanted));
@@ -318,7 +316,8 @@ void run(const TapConvolution& conv) {
   const int64_t group_weights = kernel_size * conv.depth * padded_features(conv.features);
   const int threads = num_threads();
   KeptWeights* const kept = kept_weights();
-  const Cut cut = cut_work(conv, panels, threads, kept != nullptr);
+  Cut cut = cut_work(conv, panels, threads, kept != nullptr);
+  if (kept != nullptr) cut.packing = Packing::kept;
   const int64_t item_panels = ceil_div(panels, cut.panel_parts);
   // Panels that a tile of positions goes through before the next tile: as many as stay in the
   // first-level cache, else one.
@@ -622,14 +621,6 @@ AxisGeometry col_geometry(const Conv2dShape& s) {
   return {s.w, s.ow, s.kw, s.stride_w, s.pad_left, s.dilation_w};
 }
 
-// Rows and columns that the windows reach over.
-int64_t padded_h(const Conv2dShape& s) {
-  return (s.oh - 1) * s.stride_h + (s.kh - 1) * s.dilation_h + 1;
-}
-int64_t padded_w(const Conv2dShape& s) {
-  return (s.ow - 1) * s.stride_w + (s.kw - 1) * s.dilation_w + 1;
-}
-
 // Few results, which padding divides into classes of even fewer each, which take as long as full
 // tiles. Not where strides, dilation or padding make the copy much larger than image and kernel.
 bool worth_padding(const Conv2dShape& s) {
@@ -642,22 +633,12 @@ bool worth_padding(const Conv2dShape& s) {
 
 // x with its padding, [n, padded_h, padded_w, c].
 const float* padded_copy(const Conv2dShape& s, const float* x) {
-  const int64_t height = padded_h(s), width = padded_w(s);
+  const int64_t height = padded_h(s), width = padded_w(s), size = height * width * s.c;
   float* const padded = static_cast<float*>(
-      scratch(static_cast<size_t>(s.n * height * width * s.c) * sizeof(float), ScratchUse::padded));
-  const int64_t left = min(s.pad_left, width), inner = max(0, min(s.w, width - left));
-  float* to = padded;
+      scratch(static_cast<size_t>(s.n * size) * sizeof(float), ScratchUse::padded));
   for (int64_t n = 0; n < s.n; ++n) {
-    for (int64_t i = 0; i < height; ++i, to += width * s.c) {
-      const int64_t row = i - s.pad_top;
-      if (row < 0 || row >= s.h) {
-        clear(to, width * s.c);
-        continue;
-      }
-      clear(to, left * s.c);
-      copy(to + left * s.c, x + (n * s.h + row) * s.w * s.c, inner * s.c);
-      clear(to + (left + inner) * s.c, (width - left - inner) * s.c);
-    }
+    copy_padded(s, x + n * s.h * s.w * s.c, -s.pad_top, -s.pad_left, height, width,
+                padded + n * size);
   }
   return padded;
 }

@@ -16,6 +16,7 @@ namespace pyconv::cpu::PYCONV_ISA {
 
 namespace {
 
+template <int Step>
 struct FirstTile {
   const float* x;  // under the first position; the next ones are a step further each
   int64_t line;    // from one row of the kernel to the next
@@ -28,8 +29,8 @@ struct FirstTile {
   int64_t y_pixel;
 };
 
-template <int Step, int P, int Q>
-__attribute__((noinline)) void compute_first(const FirstTile& tile) {
+template <int P, int Q, int Step>
+__attribute__((noinline)) void compute(const FirstTile<Step>& tile) {
   vec sum[P][Q];
   const bool whole = tile.features >= Q * lanes;
 #pragma GCC unroll 16
@@ -71,37 +72,12 @@ __attribute__((noinline)) void compute_first(const FirstTile& tile) {
   }
 }
 
-template <int Step, int Q, int P = 1>
-void run_first(const FirstTile& tile, int64_t positions) {
-  if (positions == P) {
-    compute_first<Step, P, Q>(tile);
-  } else if constexpr (P < tile_rows[Q]) {
-    run_first<Step, Q, P + 1>(tile, positions);
-  }
-}
-
-// The part of an image that some rows of outputs read, with its padding.
-void copy_padded(const Conv2dShape& s, const float* image, int64_t top, int64_t rows, int64_t width,
-                 float* to) {
-  const int64_t left = min(s.pad_left, width), inner = max(0, min(s.w, width - left));
-  for (int64_t i = 0; i < rows; ++i, to += width * s.c) {
-    const int64_t row = top + i;
-    if (row < 0 || row >= s.h) {
-      clear(to, width * s.c);
-      continue;
-    }
-    clear(to, left * s.c);
-    copy(to + left * s.c, image + row * s.w * s.c, inner * s.c);
-    clear(to + (left + inner) * s.c, (width - left - inner) * s.c);
-  }
-}
-
 template <int Step>
 void run(const Conv2dShape& s, Activation activation, const float* x, const float* w,
          const float* b, float* y) {
   const int64_t panels = panel_count(s.oc), depth = s.kw * s.c;
   const int64_t weights_size = s.kh * depth * padded_features(s.oc);
-  const int64_t width = (s.ow - 1) * s.stride_w + s.kw;
+  const int64_t width = padded_w(s);
   const int64_t reach = (s.kh - 1) * s.dilation_h + 1;  // rows that a row of outputs reads
   const int threads = num_threads();
 
@@ -114,10 +90,6 @@ void run(const Conv2dShape& s, Activation activation, const float* x, const floa
   const int64_t bands = min(s.oh, max(ceil_div(s.oh, most), wanted));
   const int64_t band_rows = (ceil_div(s.oh, bands) - 1) * s.stride_h + reach;
 
-  KeptWeights* const kept = kept_weights();
-  Scratch memory;
-  const int64_t packed_at = memory.reserve<float>(kept != nullptr ? 0 : weights_size);
-  memory.allocate();
   const auto pack = [&](float* to) {
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t vectors = panel_vectors(s.oc, panel), first = panel * panel_lanes;
@@ -128,12 +100,8 @@ void run(const Conv2dShape& s, Activation activation, const float* x, const floa
       }
     }
   };
-  const float* packed = memory.at<float>(packed_at);
-  if (kept != nullptr) {
-    packed = get_kept(*kept, KeptWeights::packed, weights_size, pack);
-  } else {
-    pack(memory.at<float>(packed_at));
-  }
+  Scratch memory;
+  const float* const packed = kept_or_made(memory, KeptWeights::packed, weights_size, pack);
 
   parallel_for(threads, s.n * bands, [&](int64_t item, int) {
     const int64_t image = item / bands;
@@ -143,10 +111,10 @@ void run(const Conv2dShape& s, Activation activation, const float* x, const floa
     const int64_t band_at = own.reserve<float>(band_rows * width * s.c);
     own.allocate(ScratchUse::worker);
     float* const band = own.at<float>(band_at);
-    copy_padded(s, x + image * s.h * s.w * s.c, begin * s.stride_h - s.pad_top,
+    copy_padded(s, x + image * s.h * s.w * s.c, begin * s.stride_h - s.pad_top, -s.pad_left,
                 (end - begin - 1) * s.stride_h + reach, width, band);
 
-    FirstTile tile{};
+    FirstTile<Step> tile{};
     tile.line = s.dilation_h * width * s.c;
     tile.kernel_rows = s.kh;
     tile.depth = depth;
@@ -163,11 +131,7 @@ void run(const Conv2dShape& s, Activation activation, const float* x, const floa
         for_parts(s.ow, ceil_div(s.ow, tile_rows[vectors]), [&](int64_t col, int64_t positions) {
           tile.x = from + col * Step;
           tile.y = to + col * s.oc + first;
-          if (vectors == 2) {
-            run_first<Step, 2>(tile, positions);
-          } else {
-            run_first<Step, 1>(tile, positions);
-          }
+          run_tile(tile, vectors, positions);
         });
       }
     }
@@ -190,7 +154,7 @@ struct FirstWeightsTile {
 };
 
 template <int P, int Q, bool masked, bool with_bias>
-__attribute__((noinline)) void compute_first(const FirstWeightsTile& tile) {
+__attribute__((noinline)) void compute_part(const FirstWeightsTile& tile) {
   vec sum[P][Q], bias[Q];
 #pragma GCC unroll 16
   for (int q = 0; q < Q; ++q) {
@@ -241,18 +205,14 @@ __attribute__((noinline)) void compute_first(const FirstWeightsTile& tile) {
   for (int q = 0; q < Q; ++q, to += lanes) store(to, add(load(to), bias[q]));
 }
 
-template <int Q, int P = 1>
-void run_first(const FirstWeightsTile& tile, int64_t floats) {
-  if (floats == P) {
-    if (tile.y != nullptr) {
-      tile.bias != nullptr ? compute_first<P, Q, true, true>(tile)
-                           : compute_first<P, Q, true, false>(tile);
-    } else {
-      tile.bias != nullptr ? compute_first<P, Q, false, true>(tile)
-                           : compute_first<P, Q, false, false>(tile);
-    }
-  } else if constexpr (P < tile_rows[Q]) {
-    run_first<Q, P + 1>(tile, floats);
+template <int P, int Q>
+void compute(const FirstWeightsTile& tile) {
+  if (tile.y != nullptr) {
+    tile.bias != nullptr ? compute_part<P, Q, true, true>(tile)
+                         : compute_part<P, Q, true, false>(tile);
+  } else {
+    tile.bias != nullptr ? compute_part<P, Q, false, true>(tile)
+                         : compute_part<P, Q, false, false>(tile);
   }
 }
 
@@ -288,7 +248,7 @@ void conv2d_first(const Conv2dShape& s, Activation activation, const float* x, c
 void conv2d_first_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
                                    const float* y, const float* x, float* dw, float* db) {
   const int64_t panels = panel_count(s.oc), width_f = padded_features(s.oc), depth = s.kw * s.c;
-  const int64_t width = (s.ow - 1) * s.stride_w + s.kw;
+  const int64_t width = padded_w(s);
   const int64_t reach = (s.kh - 1) * s.dilation_h + 1;
   const int64_t rows_of_dw = s.kh * depth, sums_size = rows_of_dw * width_f;
 
@@ -329,7 +289,7 @@ void conv2d_first_backward_weights(const Conv2dShape& s, Activation activation, 
     for (int64_t block = part_begin(blocks, chunks, chunk); block < end; ++block) {
       const int64_t image = block / image_blocks, row = block % image_blocks * block_rows;
       tile.rows = min(block_rows, s.oh - row);
-      copy_padded(s, x + image * s.h * s.w * s.c, row * s.stride_h - s.pad_top,
+      copy_padded(s, x + image * s.h * s.w * s.c, row * s.stride_h - s.pad_top, -s.pad_left,
                   (tile.rows - 1) * s.stride_h + reach, width, band);
       const int64_t at = (image * s.oh + row) * tile.dy_row;
       for (int64_t panel = 0; panel < panels; ++panel) {
@@ -345,11 +305,7 @@ void conv2d_first_backward_weights(const Conv2dShape& s, Activation activation, 
             for_parts(depth, ceil_div(depth, tile_rows[vectors]), [&](int64_t k, int64_t floats) {
               tile.x = band + r * s.dilation_h * width * s.c + column * tile.x_pixel + k;
               tile.sums = sums + first * rows_of_dw + (r * depth + k) * vectors * lanes;
-              if (vectors == 2) {
-                run_first<2>(tile, floats);
-              } else {
-                run_first<1>(tile, floats);
-              }
+              run_tile(tile, vectors, floats);
               tile.bias = nullptr;  // it is in already
             });
           }

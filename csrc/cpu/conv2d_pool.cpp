@@ -209,23 +209,7 @@ struct Band {
   int64_t size() const { return rows * line; }
 };
 
-// The band of an image of x, its padding filled in.
-void copy_band(const Band& band, const Conv2dShape& s, const float* image, float* to) {
-  const int64_t begin = min(max(0, -band.left), band.cols);
-  const int64_t end = max(begin, min(band.cols, s.w - band.left));
-  for (int64_t i = 0; i < band.rows; ++i, to += band.line) {
-    const int64_t row = band.top + i;
-    if (row < 0 || row >= s.h) {
-      clear(to, band.line);
-      continue;
-    }
-    clear(to, begin * s.c);
-    copy(to + begin * s.c, image + (row * s.w + band.left + begin) * s.c, (end - begin) * s.c);
-    clear(to + end * s.c, (band.cols - end) * s.c);
-  }
-}
-
-// The other way round: an image of dx from what was summed up in the band, zero outside of it.
+// An image of dx from what was summed up in the band, zero outside of it.
 void copy_from_band(const Band& band, const Conv2dShape& s, const float* from, float* image) {
   const int64_t begin = min(max(0, band.left), s.w);
   const int64_t end = max(begin, min(s.w, band.left + band.cols));
@@ -339,18 +323,6 @@ bool windows_pay(const ConvPoolShape& p) {
   return windows_fit_registers && winograd_fits(p.conv) && p.conv.c >= lanes;
 }
 
-// Allocates the memory, and returns the weights as make(to) writes them, `size` floats: there, or
-// where the caller keeps them.
-template <class Make>
-const float* kept_or_made(Scratch& memory, int64_t size, const Make& make) {
-  KeptWeights* const kept = kept_weights();
-  const int64_t at = memory.reserve<float>(kept != nullptr ? 0 : size);
-  memory.allocate();
-  if (kept != nullptr) return get_kept(*kept, KeptWeights::sparse, size, make);
-  make(memory.at<float>(at));
-  return memory.at<float>(at);
-}
-
 void windows_backward_data(const ConvPoolShape& p, float scale, const float* dy,
                            const uint8_t* winner, const float* w, float* dx) {
   const Conv2dShape& s = p.conv;
@@ -376,7 +348,7 @@ void windows_backward_data(const ConvPoolShape& p, float scale, const float* dy,
     });
   };
   Scratch memory;
-  const float* const scaled = kept_or_made(memory, scaled_size, scale_all);
+  const float* const scaled = kept_or_made(memory, KeptWeights::sparse, scaled_size, scale_all);
 
   parallel_for(threads, s.n, [&](int64_t n, int) {
     Scratch own;
@@ -468,7 +440,7 @@ void conv2d_pool_backward_data(const ConvPoolShape& p, float scale, const float*
   const Pieces cut{s.kh, row};
   const int64_t pieces_at = memory.reserve<Piece>(cut.count());
   // [feature][kh][kw][c]
-  const float* const rows = kept_or_made(memory, s.oc * patch, [&](float* to) {
+  const float* const rows = kept_or_made(memory, KeptWeights::sparse, s.oc * patch, [&](float* to) {
     parallel_for(threads, taps, [&](int64_t tap, int) {
       for (int64_t c = 0; c < s.c; ++c) {
         const float* from = w + (tap * s.c + c) * s.oc;
@@ -587,7 +559,7 @@ void conv2d_pool_backward_weights(const ConvPoolShape& p, float scale, const flo
           from = image + (band.top * s.w + band.left) * s.c;
           band.use_lines_of(s);
         } else {
-          copy_band(band, s, image, copied);
+          copy_padded(s, image, band.top, band.left, band.rows, band.cols, copied);
         }
 
         for (int64_t f = 0; f < features; ++f) counts[f] = 0;

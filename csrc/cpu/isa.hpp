@@ -99,33 +99,12 @@ static inline void clear(float* p, int64_t count) {
 // Work items per thread: enough that a thread that is held up does not hold up the others.
 constexpr int64_t items_per_thread = 4;
 
-// body(item, worker) for each item in [0, items); see run_parallel.
-template <class Body>
-static inline void parallel_for(int threads, int64_t items, const Body& body) {
-  run_parallel(
-      threads, items,
-      [](void* context, int64_t item, int worker) {
-        (*static_cast<const Body*>(context))(item, worker);
-      },
-      const_cast<Body*>(&body));
-}
-
 // body(begin, end) over [0, size) in pieces worth a thread's while. Elements are independent, so
 // where the pieces end does not show in the result.
 template <class Body>
 static inline void parallel_ranges(int64_t size, int64_t piece, const Body& body) {
   parallel_for(num_threads(), ceil_div(size, piece),
                [&](int64_t item, int) { body(item * piece, min((item + 1) * piece, size)); });
-}
-
-// The weights in this layout, `size` floats that make(to) writes the first time.
-template <class Make>
-static inline const float* get_kept(KeptWeights& kept, KeptWeights::Layout layout, int64_t size,
-                                    const Make& make) {
-  return kept.get(
-      layout, static_cast<size_t>(size) * sizeof(float),
-      [](void* context, float* to) { (*static_cast<const Make*>(context))(to); },
-      const_cast<Make*>(&make));
 }
 
 // Cuts the calling thread's scratch memory into arrays. Sizes are collected first, since the memory
@@ -151,5 +130,28 @@ class Scratch {
   int64_t bytes_ = 0;
   char* base_ = nullptr;
 };
+
+// The weights in this layout, `size` floats that make(to) writes the first time.
+template <class Make>
+static inline const float* get_kept(KeptWeights& kept, KeptWeights::Layout layout, int64_t size,
+                                    const Make& make) {
+  return kept.get(
+      layout, static_cast<size_t>(size) * sizeof(float),
+      [](void* context, float* to) { (*static_cast<const Make*>(context))(to); },
+      const_cast<Make*>(&make));
+}
+
+// The same where nobody keeps them: then in this memory, which is allocated here, with what was
+// reserved before.
+template <class Make>
+static inline const float* kept_or_made(Scratch& memory, KeptWeights::Layout layout, int64_t size,
+                                        const Make& make) {
+  KeptWeights* const kept = kept_weights();
+  const int64_t at = memory.reserve<float>(kept != nullptr ? 0 : size);
+  memory.allocate();
+  if (kept != nullptr) return get_kept(*kept, layout, size, make);
+  make(memory.at<float>(at));
+  return memory.at<float>(at);
+}
 
 }  // namespace pyconv::cpu::PYCONV_ISA

@@ -38,6 +38,17 @@ void set_math_mode(MathMode mode);
 // moment.
 using ParallelBody = void (*)(void* context, int64_t item, int worker);
 void run_parallel(int threads, int64_t items, ParallelBody body, void* context);
+// The same for body(item, worker). Static, so that what is compiled for one instruction set is not
+// used by another.
+template <class Body>
+static inline void parallel_for(int threads, int64_t items, const Body& body) {
+  run_parallel(
+      threads, items,
+      [](void* context, int64_t item, int worker) {
+        (*static_cast<const Body*>(context))(item, worker);
+      },
+      const_cast<Body*>(&body));
+}
 
 // Scratch memory of the calling thread, 64-byte aligned, valid until that thread's next call with
 // the same use: a kernel's own; what an operation that is composed of kernels holds meanwhile; or
@@ -57,9 +68,9 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   void* at_least(size_t bytes);  // throws std::bad_alloc
-  void release();
 
  private:
+  void release();
   void* data_ = nullptr;
   size_t size_ = 0;
 };

@@ -247,19 +247,11 @@ void Sequence::run_stage(const Operations& operations, const Stage& stage, int64
     return;
   }
   parts = std::min((parts + threads - 1) / threads * threads, n);
-  struct Context {
-    const decltype(run_part)& run;
-    int64_t n, parts;
-  } context{run_part, n, parts};
-  run_parallel(
-      threads, parts,
-      [](void* pointer, int64_t part, int) {
-        const Context& c = *static_cast<Context*>(pointer);
-        const OneThread alone;
-        const int64_t first = c.n * part / c.parts;
-        c.run(first, c.n * (part + 1) / c.parts - first);
-      },
-      &context);
+  parallel_for(threads, parts, [&](int64_t part, int) {
+    const OneThread alone;
+    const int64_t first = n * part / parts;
+    run_part(first, n * (part + 1) / parts - first);
+  });
 }
 
 }  // namespace pyconv::cpu

@@ -181,17 +181,13 @@ void warp_affine(const WarpShape& shape, FillMode fill, float cval, const float*
   const int64_t size = shape.h * shape.w * shape.c;
   const int64_t rows = std::max<int64_t>(1, pixels_per_item / shape.w);
   const int64_t items = (shape.h + rows - 1) / rows;  // of an image
-  const auto body = [&](int64_t item) {
+  parallel_for(threads, shape.n * items, [&](int64_t item, int) {
     const int64_t i = item / items, begin = item % items * rows;
     const double* const m = matrices + 6 * i;
     const WarpRows warp = choose(fill, shape.c, m[1] == 0 && m[3] == 0);
     warp(shape, cval, source + indices[i] * size, m, out + i * size, begin,
          std::min(begin + rows, shape.h));
-  };
-  run_parallel(
-      threads, shape.n * items,
-      [](void* context, int64_t item, int) { (*static_cast<decltype(body)*>(context))(item); },
-      const_cast<void*>(static_cast<const void*>(&body)));
+  });
 }
 
 }  // namespace pyconv::cpu
