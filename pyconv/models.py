@@ -481,9 +481,7 @@ class Sequential:
             _count("epochs", epochs, 0),
             _count("initial_epoch", initial_epoch, 0),
         )
-        if batch_size is not None:
-            batch_size = _count("batch_size", batch_size, 1)
-        queue = (_count("workers", workers, 0), _count("max_queue_size", max_queue_size, 1))
+        batch_size, queue = _batching(batch_size, workers, max_queue_size)
         x, y = self._arrays_or_batches(x, y)
         if validation_data is not None:
             validation_data = self._validation_data(validation_data)
@@ -519,20 +517,10 @@ class Sequential:
         elif validation_steps is not None:
             _only_for_batches("validation_steps", validation_steps)
         self.history = history = History()
-        own = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         # As in Keras the user's callbacks come first: what they add to the logs gets into the
         # history.
-        listeners = CallbackList(
-            [*own, history, *([ProgbarLogger()] if verbose else [])],
-            self,
-            {
-                "epochs": epochs,
-                "steps": batches.steps,
-                "samples": batches.samples,
-                "batch_size": batches.batch_size,
-                "verbose": verbose,
-            },
-        )
+        own = [history, *([ProgbarLogger()] if verbose else [])]
+        listeners = self._listeners(callbacks, batches, verbose, own, epochs=epochs)
         self.stop_training = False
         logs: Logs | None = None
         listeners.on_train_begin()
@@ -596,9 +584,7 @@ class Sequential:
         """
         self._require_compiled("evaluate")
         verbose = _verbosity(verbose)
-        if batch_size is not None:
-            batch_size = _count("batch_size", batch_size, 1)
-        queue = (_count("workers", workers, 0), _count("max_queue_size", max_queue_size, 1))
+        batch_size, queue = _batching(batch_size, workers, max_queue_size)
         x, y = self._arrays_or_batches(x, y)
         batches = self._batches(x, y, batch_size, "steps", steps, queue)
         listeners = self._listeners(callbacks, batches, verbose)
@@ -642,9 +628,7 @@ class Sequential:
             ValueError: if the shape of `x` does not fit.
         """
         verbose = _verbosity(verbose)
-        if batch_size is not None:
-            batch_size = _count("batch_size", batch_size, 1)
-        queue = (_count("workers", workers, 0), _count("max_queue_size", max_queue_size, 1))
+        batch_size, queue = _batching(batch_size, workers, max_queue_size)
         if makes_batches(x) and not isinstance(x, (list, tuple)):
             return self._predict_generated(x, batch_size, verbose, callbacks, steps, queue)
         _only_for_batches("steps", steps)
@@ -653,26 +637,19 @@ class Sequential:
         shape = (len(x), *(_without_batch(self.output_shape) or ()))
         device = backend.current()
         outputs = np.empty(shape, np.float32) if isinstance(x, np.ndarray) else device.empty(shape)
-        listeners = self._listeners(callbacks, batches, verbose)
         progress = Progress(
             "", len(x), batches.steps, int(verbose == 1 and len(x) > batches.batch_size)
         )
         first = 0
-        try:
-            with device.running():
-                listeners.on_predict_begin()
-                for index, (batch, _) in enumerate(batches.take()):
-                    listeners.on_predict_batch_begin(index)
-                    # Asked for every batch, because a callback may have changed the weights.
-                    plan = self._plan_for_inference(batches.largest)
-                    given = outputs[first : first + len(batch)]
-                    backend.copy(plan.forward(plan.feed(batch)), given)
-                    first += len(batch)
-                    listeners.on_predict_batch_end(index, {"outputs": given})
-                    progress.update(len(batch), {})
-                listeners.on_predict_end()
-        finally:
-            progress.close()
+
+        def keep(y: Any) -> Any:
+            nonlocal first
+            given = outputs[first : first + len(y)]
+            backend.copy(y, given)
+            first += len(y)
+            return given
+
+        self._predict(batches, self._listeners(callbacks, batches, verbose), progress, keep)
         return outputs
 
     def fit_generator(
@@ -828,16 +805,21 @@ class Sequential:
         return GeneratedBatches(x, convert, steps, *queue)
 
     def _listeners(
-        self, callbacks: Callback | Sequence[Callback] | None, batches: Batches, verbose: int
+        self,
+        callbacks: Callback | Sequence[Callback] | None,
+        batches: Batches,
+        verbose: int,
+        own: Sequence[Callback] = (),
+        **params: Any,
     ) -> CallbackList:
-        """The callbacks of a test or a prediction."""
-        params = {
+        """The user's callbacks, and behind them our own."""
+        params |= {
             "steps": batches.steps,
             "samples": batches.samples,
             "batch_size": batches.batch_size,
             "verbose": verbose,
         }
-        return CallbackList(callbacks, self, params)
+        return CallbackList(callbacks, self, params, own)
 
     def _fit_epoch(
         self, batches: Iterator[Pair], batch_size: int, listeners: CallbackList
@@ -912,6 +894,31 @@ class Sequential:
         listeners.on_test_end(_results(means))
         return _results(means)
 
+    def _predict(
+        self,
+        batches: Batches,
+        listeners: CallbackList,
+        progress: Progress,
+        keep: Callable[[Any], Any],
+    ) -> None:
+        """Computes the outputs of all batches; `keep` stores them, and returns what it stored."""
+        try:
+            with (
+                backend.current().running(),
+                contextlib.closing(batches.take()) as taken,
+            ):
+                listeners.on_predict_begin()
+                for index, (batch, _) in enumerate(taken):
+                    listeners.on_predict_batch_begin(index)
+                    # Asked for every batch, because a callback may have changed the weights.
+                    plan = self._plan_for_inference(max(batches.largest, len(batch)))
+                    kept = keep(plan.forward(plan.feed(batch)))
+                    listeners.on_predict_batch_end(index, {"outputs": kept})
+                    progress.update(len(batch), {})
+                listeners.on_predict_end()
+        finally:
+            progress.close()
+
     def _predict_generated(
         self,
         x: Any,
@@ -928,23 +935,13 @@ class Sequential:
 
         batches = self._generated(x, convert, batch_size, "steps", steps, queue)
         progress = Progress("", None, batches.steps, int(verbose == 1 and batches.steps != 1))
-        listeners = self._listeners(callbacks, batches, verbose)
         outputs: list[np.ndarray] = []
-        try:
-            with (
-                backend.current().running(),
-                contextlib.closing(batches.take()) as taken,
-            ):
-                listeners.on_predict_begin()
-                for index, (batch, _) in enumerate(taken):
-                    listeners.on_predict_batch_begin(index)
-                    plan = self._plan_for_inference(len(batch))
-                    outputs.append(backend.to_host(plan.forward(plan.feed(batch))).copy())
-                    listeners.on_predict_batch_end(index, {"outputs": outputs[-1]})
-                    progress.update(len(batch), {})
-                listeners.on_predict_end()
-        finally:
-            progress.close()
+
+        def keep(y: Any) -> np.ndarray:
+            outputs.append(backend.to_host(y).copy())
+            return outputs[-1]
+
+        self._predict(batches, self._listeners(callbacks, batches, verbose), progress, keep)
         if not outputs:
             raise ValueError("There is nothing to predict: there was no batch.")
         return np.concatenate(outputs)
@@ -1193,6 +1190,16 @@ def _count(argument: str, value: int, smallest: int) -> int:
     raise ValueError(
         f"{argument} must be an integer of at least {smallest}. Received: {argument}={value!r}"
     )
+
+
+def _batching(
+    batch_size: int | None, workers: int, max_queue_size: int
+) -> tuple[int | None, tuple[int, int]]:
+    """Checked arguments: the size of the batches, and how they are prepared in advance."""
+    if batch_size is not None:
+        batch_size = _count("batch_size", batch_size, 1)
+    queue = (_count("workers", workers, 0), _count("max_queue_size", max_queue_size, 1))
+    return batch_size, queue
 
 
 def _batch_size(x: Any) -> int | None:

@@ -147,6 +147,7 @@ class CallbackList(Callback):
         callbacks: the callbacks, or one of them, or None.
         model: the model that is trained.
         params: see :class:`Callback`.
+        more: more callbacks, which are called after them.
 
     Raises:
         TypeError: if one of them is not a callback.
@@ -157,8 +158,10 @@ class CallbackList(Callback):
         callbacks: Callback | Iterable[Callback] | None,
         model: Sequential,
         params: dict[str, Any],
+        more: Iterable[Callback] = (),
     ) -> None:
-        self.callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+        users = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
+        self.callbacks = [*users, *more]
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(
