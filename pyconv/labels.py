@@ -7,6 +7,15 @@ import math
 import numpy as np
 
 
+def require_pairs(name: str, y_true: np.ndarray, y_pred: np.ndarray) -> None:
+    """Raises ValueError unless labels and predictions are of equally many samples."""
+    if not y_true.ndim or not y_pred.ndim or len(y_true) != len(y_pred):
+        raise ValueError(
+            f"{name}: labels and predictions must have the same number of samples. "
+            f"Received: y_true of shape {y_true.shape}, y_pred of shape {y_pred.shape}"
+        )
+
+
 def as_outputs(
     y_true: np.ndarray, output_shape: tuple[int, ...], name: str, sparse: str | None = None
 ) -> np.ndarray:

@@ -56,11 +56,7 @@ class Loss:
             ValueError: if the labels do not fit the predictions.
         """
         y_true, y_pred = np.asarray(y_true, np.float32), np.asarray(y_pred, np.float32)
-        if not y_true.ndim or not y_pred.ndim or len(y_true) != len(y_pred):
-            raise ValueError(
-                f"{self.name}: labels and predictions must have the same number of samples. "
-                f"Received: y_true of shape {y_true.shape}, y_pred of shape {y_pred.shape}"
-            )
+        labels.require_pairs(self.name, y_true, y_pred)
         y_true = self.check_labels(y_true, y_pred.shape[1:])
         return float(self.losses(y_true, y_pred).mean(dtype=np.float64))
 
@@ -163,10 +159,7 @@ class CategoricalCrossentropy(SoftmaxCrossentropy):
 
     def smooth(self, y_true: np.ndarray) -> np.ndarray:
         """Returns the labels with label smoothing applied."""
-        if self.label_smoothing == 0:
-            return y_true
-        smoothing = np.float32(self.label_smoothing)
-        return y_true * (1 - smoothing) + smoothing / np.float32(y_true.shape[-1])
+        return _smoothed(y_true, self.label_smoothing, y_true.shape[-1])
 
     def distributions(self, y_true: np.ndarray, classes: int, dtype: np.dtype) -> np.ndarray:
         return self.smooth(y_true)
@@ -288,10 +281,7 @@ class BinaryCrossentropy(Loss):
 
     def smooth(self, y_true: np.ndarray) -> np.ndarray:
         """Returns the labels with label smoothing applied."""
-        if self.label_smoothing == 0:
-            return y_true
-        smoothing = np.float32(self.label_smoothing)
-        return y_true * (1 - smoothing) + smoothing / 2
+        return _smoothed(y_true, self.label_smoothing, 2)
 
     def losses(self, y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
         t = self.smooth(y_true)
@@ -371,6 +361,14 @@ def _smoothing(value: float) -> float:
             f"label_smoothing={value!r}"
         )
     return float(value)
+
+
+def _smoothed(y_true: np.ndarray, smoothing: float, classes: int) -> np.ndarray:
+    """Labels of which this share is dealt out among the classes."""
+    if smoothing == 0:
+        return y_true
+    share = np.float32(smoothing)
+    return y_true * (1 - share) + share / np.float32(classes)
 
 
 def _unclipped(p: np.ndarray) -> np.ndarray:

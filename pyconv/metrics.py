@@ -70,11 +70,7 @@ class Metric:
             ValueError: if the labels do not fit the predictions.
         """
         y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
-        if not y_true.ndim or not y_pred.ndim or len(y_true) != len(y_pred):
-            raise ValueError(
-                f"{self.name}: labels and predictions must have the same number of samples. "
-                f"Received: y_true of shape {y_true.shape}, y_pred of shape {y_pred.shape}"
-            )
+        labels.require_pairs(self.name, y_true, y_pred)
         y_true = self.check_labels(y_true, y_pred.shape[1:])
         self._mean.add(self.values(y_true, y_pred))
 
