@@ -19,6 +19,7 @@ say where they differ.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -332,6 +333,15 @@ class FlattenBlock(Block):
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
         return dy.reshape(len(dy), *self.input_shape)
+
+
+def run_blocks(
+    blocks: Iterable[Block], x: np.ndarray, training: bool = False, step: Counter = 0
+) -> np.ndarray:
+    """Returns the outputs of the last of the blocks, each on those of the one before it."""
+    for block in blocks:
+        x = block.forward(x, training, step)
+    return x
 
 
 class LossBlock:

@@ -28,6 +28,7 @@ from pyconv.blocks import (
     ReluBlock,
     SoftmaxBlock,
     SoftmaxCrossEntropyBlock,
+    run_blocks,
 )
 from pyconv.kernels import Counter
 from pyconv.labels import needs_classes
@@ -89,9 +90,9 @@ class Plan:
         capacity: largest batch; smaller ones use the leading part of the buffers.
         training: with True every block keeps its outputs, so that :meth:`backward` is possible.
             With False all of them share two buffers.
-        repeated: whether the forward pass is worth recording. Results differ by rounding.
         gradients: for training, the arrays that receive the gradients of the parameters.
         loss: the loss that :meth:`forward_loss` computes.
+        repeated: whether the forward pass is worth recording. Results differ by rounding.
     """
 
     def __init__(
@@ -170,9 +171,7 @@ class Plan:
                 sequence = RecordedForward(blocks, self.device, self.capacity)
                 self._sequences[len(blocks)] = sequence
             return sequence.forward(x)
-        for block in blocks:
-            x = block.forward(x, training, step)
-        return x
+        return run_blocks(blocks, x, training, step)
 
     def forward_loss(
         self, x: np.ndarray, labels: np.ndarray, training: bool = False, step: Counter = 0

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyconv.backend import Backend
-from pyconv.blocks import Block
+from pyconv.blocks import Block, run_blocks
 from pyconv.layers import Parameter
 
 
@@ -47,7 +47,7 @@ class RecordedForward:
         if recording is None or recording.written is not Parameter.last_write:
             recording = self._recording = self._record()
         if not len(recording.sequence):  # views, and what acts in training only
-            return self._run(x)
+            return run_blocks(self._blocks, x)
         n = len(x)
         y = self._outputs[: n * self._size].reshape(n, *self._blocks[-1].output_shape)
         recording.sequence.run(x, y)
@@ -62,12 +62,7 @@ class RecordedForward:
         )
         recording.sequence.begin()
         try:
-            self._run(self._sample.reshape(1, *self._blocks[0].input_shape))
+            run_blocks(self._blocks, self._sample.reshape(1, *self._blocks[0].input_shape))
         finally:
             recording.sequence.end()
         return recording
-
-    def _run(self, x: np.ndarray) -> np.ndarray:
-        for block in self._blocks:
-            x = block.forward(x, False, 0)
-        return x
