@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from pyconv.extras import extra
+from pyconv.kernels import window_extent, window_pads
 from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Layer, MaxPooling2D
 from pyconv.saving import atomic_write
 
@@ -41,12 +43,8 @@ def export_onnx(model: Sequential, path: str | os.PathLike[str]) -> None:
 
 def to_onnx(model: Sequential) -> Any:
     """Returns a model as an `onnx.ModelProto`; errors are those of :func:`export_onnx`."""
-    try:
+    with extra("onnx", "exporting to ONNX needs onnx"):
         from onnx import TensorProto, checker, helper
-    except ImportError as error:
-        raise ImportError(
-            "exporting to ONNX needs onnx. Install it with: pip install 'pyconv[onnx]'"
-        ) from error
     import pyconv
 
     model.build()
@@ -130,22 +128,16 @@ def _pads(
     strides: tuple[int, int],
     padding: str,
 ) -> list[int]:
-    """Rows above, columns on the left, rows below, columns on the right, as TensorFlow has them."""
-    if padding == "valid":
-        return [0, 0, 0, 0]
-    totals = [
-        max((-(-size // stride) - 1) * stride + width - size, 0)
-        for size, stride, width in zip(shape[1:3], strides, window)
-    ]
-    before = [total // 2 for total in totals]
-    return [*before, *(total - half for total, half in zip(totals, before))]
+    """Rows above, columns on the left, rows below, columns on the right."""
+    top, bottom, left, right = window_pads(padding, (shape[1], shape[2]), window, strides)
+    return [top, left, bottom, right]
 
 
 def _conv2d(graph: _Graph, layer: Conv2D, shape: tuple[int, ...]) -> None:
     graph.channels_first()
     arrays = _named(layer)
     name, kernel = arrays.pop("kernel")
-    window = [(size - 1) * rate + 1 for size, rate in zip(layer.kernel_size, layer.dilation_rate)]
+    window = window_extent(layer.kernel_size, layer.dilation_rate)
     graph.add(
         "Conv",
         (name, kernel.transpose(3, 2, 0, 1)),
@@ -154,7 +146,7 @@ def _conv2d(graph: _Graph, layer: Conv2D, shape: tuple[int, ...]) -> None:
         strides=list(layer.strides),
         dilations=list(layer.dilation_rate),
         group=layer.groups,
-        pads=_pads(shape, (window[0], window[1]), layer.strides, layer.padding),
+        pads=_pads(shape, window, layer.strides, layer.padding),
     )
     graph.activation(layer.activation)
 

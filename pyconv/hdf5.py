@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyconv.extras import extra
 from pyconv.layers.base import snake_case
 
 if TYPE_CHECKING:
@@ -85,12 +86,8 @@ def read(model: Sequential, path: Path) -> list[tuple[Parameter, np.ndarray]]:
 
 
 def _h5py() -> Any:
-    try:
+    with extra("h5", "files that end in .weights.h5 need h5py"):
         import h5py
-    except ImportError as error:
-        raise ImportError(
-            "files that end in .weights.h5 need h5py. Install it with: pip install 'pyconv[h5]'"
-        ) from error
     return h5py
 
 

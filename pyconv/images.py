@@ -7,6 +7,8 @@ import warnings
 
 import numpy as np
 
+from pyconv.extras import extra
+
 
 def load_image(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
     """Reads an image as a network takes it.
@@ -23,12 +25,8 @@ def load_image(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.
         FileNotFoundError: there is no such file.
         ValueError: it is no image, is damaged or suspiciously large, or C is neither 1 nor 3.
     """
-    try:
+    with extra("image", "reading images needs Pillow"):
         from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "reading images needs Pillow. Install it with: pip install 'pyconv[image]'"
-        ) from error
     height, width, channels = shape
     if channels not in (1, 3):
         raise ValueError(f"An image has 1 or 3 channels. Received: shape={shape}")

@@ -80,7 +80,7 @@ def _pair(value: Any, name: str) -> tuple[int, int]:
     return int(values[0]), int(values[1])
 
 
-def _pads(
+def window_pads(
     padding: Any, size: tuple[int, int], window: tuple[int, int], strides: tuple[int, int]
 ) -> tuple[int, int, int, int]:
     """Returns the padding (top, bottom, left, right) for windows of this extent."""
@@ -108,7 +108,7 @@ def _pads(
     return vertical, vertical, horizontal, horizontal
 
 
-def _extent(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
+def window_extent(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
     return (kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1
 
 
@@ -135,11 +135,11 @@ def window_output_size(
         The pair (height, width); below 1 where the window does not fit.
     """
     strides = _pair(strides, "strides")
-    extent = _extent(_pair(window, "window"), _pair(dilation_rate, "dilation_rate"))
+    extent = window_extent(_pair(window, "window"), _pair(dilation_rate, "dilation_rate"))
     for value in strides:
         if value < 1:
             raise ValueError(f"strides: expected at least 1. Received: {strides}.")
-    top, bottom, left, right = _pads(padding, size, extent, strides)
+    top, bottom, left, right = window_pads(padding, size, extent, strides)
     return (
         (size[0] + top + bottom - extent[0]) // strides[0] + 1,
         (size[1] + left + right - extent[1]) // strides[1] + 1,
@@ -190,8 +190,8 @@ def _conv2d_geometry(
 ) -> tuple[Any, ...]:
     """What the binding's convolutions take behind their arrays."""
     strides, dilation = _pair(strides, "strides"), _pair(dilation_rate, "dilation_rate")
-    extent = _extent((w_shape[0], w_shape[1]), dilation)
-    pads = _pads(padding, (x_shape[1], x_shape[2]), extent, strides)
+    extent = window_extent((w_shape[0], w_shape[1]), dilation)
+    pads = window_pads(padding, (x_shape[1], x_shape[2]), extent, strides)
     if not _is_integer(groups):
         raise ValueError(f"groups: expected an integer. Received: {groups!r}.")
     return strides, pads, dilation, int(groups), _relu(activation)
@@ -419,7 +419,7 @@ def _pool_geometry(
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
     pool = _pair(pool_size, "pool_size")
     strides = pool if strides is None else _pair(strides, "strides")
-    return pool, strides, _pads(padding, (x_shape[1], x_shape[2]), pool, strides)
+    return pool, strides, window_pads(padding, (x_shape[1], x_shape[2]), pool, strides)
 
 
 def max_pool2d(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyconv.extras import extra
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -220,13 +222,9 @@ def plot_confusion_matrix(
 
 
 def _figure(width: float, height: float) -> Figure:
-    try:
+    with extra("plot", "drawing pictures needs matplotlib"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "drawing pictures needs matplotlib. Install it with: pip install 'pyconv[plot]'"
-        ) from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyconv.models import Sequential
 
 FORMAT = 1
+KERAS_ENDINGS = (".keras", ".h5", ".hdf5")  # of files that only Keras writes
 
 # Whatever constructors make of arguments that they were never meant to see.
 _BAD_CONFIG = (
@@ -56,7 +57,7 @@ def save_model(model: Sequential, path: str | os.PathLike[str], overwrite: bool 
     Example:
         >>> pyconv.saving.save_model(model, "model.safetensors")
     """
-    if os.fspath(path).endswith((".keras", ".h5", ".hdf5")):
+    if os.fspath(path).endswith(KERAS_ENDINGS):
         raise ValueError(
             "a model is saved as a safetensors file; Keras's whole models are not supported. Use "
             "another ending, or save_weights('model.weights.h5') for weights that Keras can load. "
@@ -90,7 +91,7 @@ def save_weights(model: Sequential, path: str | os.PathLike[str], overwrite: boo
         _check_saveable(model, path, overwrite)
         atomic_write(path, hdf5.encode(model))
         return
-    if name.endswith((".keras", ".h5", ".hdf5")):
+    if name.endswith(KERAS_ENDINGS):
         raise ValueError(
             "weights are saved as *.weights.h5 (Keras's format) or *.safetensors. "
             f"Received: {name!r}"

@@ -13,7 +13,8 @@ import numpy as np
 
 from pyconv.callbacks.base import Callback, Logs
 from pyconv.callbacks.control import Monitor
-from pyconv.saving import atomic_write
+from pyconv.extras import extra
+from pyconv.saving import KERAS_ENDINGS, atomic_write
 
 
 class ModelCheckpoint(Callback):
@@ -59,7 +60,7 @@ class ModelCheckpoint(Callback):
     ) -> None:
         self.filepath = os.fspath(filepath)
         allowed = self.filepath.endswith(".weights.h5") and save_weights_only
-        if self.filepath.endswith((".keras", ".h5", ".hdf5")) and not allowed:
+        if self.filepath.endswith(KERAS_ENDINGS) and not allowed:
             raise ValueError(
                 "ModelCheckpoint: filepath must end in .safetensors, or with "
                 "save_weights_only=True in .weights.h5; Keras's whole models are not supported. "
@@ -299,13 +300,8 @@ class TensorBoard(Callback):
 
 
 def _event_writer() -> Any:
-    try:
+    with extra("tensorboard", "the callback TensorBoard needs tensorboard"):
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
-    except ImportError as error:
-        raise ImportError(
-            "the callback TensorBoard needs tensorboard. Install it with: "
-            "pip install 'pyconv[tensorboard]'"
-        ) from error
     return EventFileWriter
 
 
