@@ -23,6 +23,7 @@ from pyconv.callbacks import (
 from pyconv.layers import Dense, Input
 from pyconv.models import Sequential, load_model
 from pyconv.utils import set_random_seed
+from recorder import Recorder
 
 
 def data(n=10):
@@ -61,16 +62,6 @@ class Weights(Callback):
 def fit(*callbacks, model=None, epochs=6, **options):
     model = model or new_model()
     return model.fit(*data(), epochs=epochs, verbose=0, callbacks=list(callbacks), **options)
-
-
-class Recorder(Callback):
-    def __init__(self):
-        self.calls = []
-
-    def __getattribute__(self, name):
-        if name.startswith("on_"):
-            return lambda *arguments: self.calls.append((name, *arguments))
-        return super().__getattribute__(name)
 
 
 class TestHooks:

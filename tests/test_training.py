@@ -16,6 +16,7 @@ from pyconv.callbacks import Callback, History, Logs
 from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
 from pyconv.models import Sequential
 from pyconv.utils import set_random_seed
+from recorder import Recorder
 
 
 def reals(*shape, seed=0):
@@ -35,18 +36,6 @@ def dense_model(*, inputs=4, classes=3, dropout=0.0, optimizer="sgd"):
 
 def data(n=10):
     return reals(n, 4), one_hot(n)
-
-
-class Recorder(Callback):
-    """Writes down every call."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __getattribute__(self, name):
-        if name.startswith("on_"):
-            return lambda *arguments: self.calls.append((name, *arguments))
-        return super().__getattribute__(name)
 
 
 class TestGradients:
