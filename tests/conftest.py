@@ -15,15 +15,20 @@ def has_emulated_cuda() -> bool:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Imported here, not above: the reference's own tests need no extension module.
-    if {"isa", "target"} & set(metafunc.fixturenames):
+    if {"cuda_target", "isa", "target"} & set(metafunc.fixturenames):
+        from on_device import device_reason
+
         import pyconv
 
         isas = pyconv.available_isas()
         if "isa" in metafunc.fixturenames:
             metafunc.parametrize("isa", isas, indirect=True)
+        cuda = list(EMULATED) if has_emulated_cuda() else []
+        cuda += [] if device_reason() else [pytest.param("cuda", marks=pytest.mark.gpu)]
         if "target" in metafunc.fixturenames:
-            emulated = list(EMULATED) if has_emulated_cuda() else []
-            metafunc.parametrize("target", isas + emulated, indirect=True)
+            metafunc.parametrize("target", isas + cuda, indirect=True)
+        if "cuda_target" in metafunc.fixturenames:
+            metafunc.parametrize("cuda_target", cuda, indirect=True)
 
 
 @pytest.fixture
@@ -60,12 +65,42 @@ def emulated_cuda(architecture: str, **settings: str):
             backend._backend.cache_clear()
 
 
+@contextlib.contextmanager
+def cuda_code(name: str):
+    """CUDA code: emulated, by a key of `EMULATED`, or on the device, whose kernels take NumPy's
+    arrays meanwhile."""
+    if name in EMULATED:
+        with emulated_cuda(EMULATED[name]):
+            yield
+        return
+    from on_device import host_arrays
+
+    import pyconv
+
+    before = pyconv.get_device()
+    pyconv.set_device("cuda")
+    try:
+        with host_arrays():
+            yield
+    finally:
+        pyconv.set_device(before)
+
+
+@pytest.fixture
+def cuda_target(request: pytest.FixtureRequest):
+    """CUDA code: in turn emulated, where it was built for that, and on the device, if there is
+    one."""
+    with cuda_code(request.param):
+        yield request.param
+
+
 @pytest.fixture
 def target(request: pytest.FixtureRequest):
     """What the kernels run on, in turn: each instruction set, multiplying directly (Winograd's
-    algorithm has tests and bounds of its own), and CUDA code where it was built to be emulated."""
-    if request.param in EMULATED:
-        with emulated_cuda(EMULATED[request.param]):
+    algorithm has tests and bounds of its own), CUDA code where it was built to be emulated, and the
+    CUDA device where there is one."""
+    if request.param.startswith("cuda"):
+        with cuda_code(request.param):
             yield request.param
     else:
         import pyconv

@@ -116,6 +116,10 @@ class MemoryPointer:
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
 
+    @property
+    def ptr(self) -> int:
+        return self._array.ctypes.data
+
     def copy_from_device_async(self, source: MemoryPointer, size: int, stream: Stream) -> None:
         _forbidden_in_a_capture("memcpy")
         assert size == self._array.nbytes == source._array.nbytes

@@ -1,7 +1,7 @@
-"""What is special to CUDA code: thread orders, races, tensor cores, graphs, errors, the network.
+"""What only emulation can show of CUDA code: thread orders, races, graphs of kernels, errors.
 
-Executes the kernels on the CPU. The other kernel tests run over the whole table of cases on this
-device too (`target` in conftest.py).
+Executes the kernels on the CPU. The kernel tests run over the whole table of cases on this device
+too (`target` in conftest.py).
 """
 
 from __future__ import annotations
@@ -15,18 +15,14 @@ import pytest
 from conftest import EMULATED, emulated_cuda, has_emulated_cuda
 
 import pyconv
-import reference
 from cases import (
     CONV_CASES,
     DENSE_CASES,
     POOL_CASES,
-    integers,
     reals,
-    tutorial_batch,
-    tutorial_weights,
 )
 from pyconv import backend, kernels
-from reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within, sum_bound
+from reference import assert_same_bits
 
 pytestmark = pytest.mark.skipif(
     not has_emulated_cuda(), reason="built without PYCONV_CUDA_EMULATION"
@@ -116,75 +112,6 @@ def test_no_order_of_threads_changes_a_bit(name, results, case, architecture, mo
                         )
         finally:
             pyconv.set_math_mode("fp32")
-
-
-# ------------------------------------------------------------------------------------- tensor cores
-
-
-@pytest.fixture
-def tf32():
-    with emulated_cuda("80"):
-        pyconv.set_math_mode("tf32")
-        assert pyconv.get_math_mode() == "tf32"
-        yield
-        pyconv.set_math_mode("fp32")
-
-
-def is_tf32(case) -> bool:
-    return (
-        case.kernel == (3, 3)
-        and case.strides == case.dilation_rate == case.groups == 1
-        and case.x[3] % 8 == case.filters % 8 == 0
-    )
-
-
-TF32_CASES = [case for case in CONV_CASES if is_tf32(case)]
-
-
-@pytest.mark.parametrize("case", TF32_CASES, ids=lambda c: c.name)
-def test_tf32_of_integers_is_exact(tf32, case):
-    """Integers up to 4 have 3 bits: rounding to TF32's 11 changes none."""
-    x, w, b = integers("x", case.x), integers("w", case.w), integers("b", (case.filters,))
-    y = kernels.conv2d(x, w, b, **case.geometry, activation="relu")
-    assert_same(y, reference.conv2d(x, w, b, **case.geometry, activation="relu"))
-    dy = integers("dy", y.shape)
-    got = kernels.conv2d_backward(dy, x, w, **case.geometry, activation="relu", y=y)
-    wanted = reference.conv2d_backward(dy, x, w, **case.geometry, activation="relu", y=y)
-    for mine, theirs in zip(got, wanted):
-        assert_same(mine, theirs)
-
-
-@pytest.mark.parametrize("case", TF32_CASES, ids=lambda c: c.name)
-def test_tf32_of_reals_is_within_its_bound(tf32, case):
-    """Each factor is rounded to 11 significant bits: by at most 2^-11 of its value, to nearest. A
-    product of two errs by 2 * 2^-11 (1 + 2^-12); the sums round as in float32."""
-    rounding = 2 * 2.0**-11 * (1 + 2.0**-12)
-    x, w = reals("x", case.x), reals("w", case.w)
-    y = kernels.conv2d(x, w, **case.geometry)
-    magnitude = reference.conv2d(np.abs(x), np.abs(w), **case.geometry)
-    bound = rounding * magnitude + sum_bound(9 * case.x[3], magnitude * (1 + rounding))
-    expected = reference.conv2d(x, w, **case.geometry)
-    assert_within(y, expected, bound, f"y {case}")
-    error = np.abs(y - expected).max()
-    assert error > 16 * UNIT_ROUNDOFF * magnitude.mean(), "float32, not TF32"
-
-    dy = reals("dy", y.shape)
-    dx = kernels.conv2d_backward_data(dy, w, case.x, **case.geometry)
-    of_dx = reference.conv2d_backward_data(np.abs(dy), np.abs(w), case.x, **case.geometry)
-    bound = rounding * of_dx + sum_bound(9 * case.filters, of_dx * (1 + rounding))
-    assert_within(dx, reference.conv2d_backward_data(dy, w, case.x, **case.geometry), bound)
-
-
-def test_tf32_pooling_is_that_of_its_own_convolution(tf32):
-    for case in TF32_CASES:
-        x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
-        y = kernels.conv2d(x, w, b, **case.geometry, activation="relu")
-        if min(y.shape[1:3]) < 2:
-            continue
-        pooled, winner = kernels.conv2d_pool(x, w, b, **case.geometry)
-        expected, argmax = kernels.max_pool2d(y)
-        assert_same_bits(pooled, expected, str(case))
-        np.testing.assert_array_equal(winner, np.where(expected > 0, argmax, 4))
 
 
 def test_tf32_is_refused_without_tensor_cores_for_it():
@@ -284,7 +211,7 @@ def test_kernels_are_listed():
         listed = backend.current().kernels.kernels()
         names = [kernel["name"] for kernel in listed]
         assert len(set(names)) == len(names)
-        assert {"relu", "conv2d_gemm x64", "conv2d_tf32 + pool x64"} <= set(names)
+        assert {"relu", "conv2d_gemm 128x64", "conv2d_tf32 + pool x64"} <= set(names)
         assert all(0 < kernel["occupancy"] <= 1 for kernel in listed)
 
 
@@ -297,39 +224,3 @@ def test_what_is_not_this_devices_is_refused():
         PYCONV_EMULATED_ARCH="90",
     )
     assert "expected 75 or 80" in result.stderr
-
-
-# ------------------------------------------------------------------------------------- the network
-
-
-@architectures
-def test_ten_training_steps_agree_with_the_cpu(architecture):
-    """The tutorial's network, with dropout: the masks are the same on every device, so the weights
-    differ by rounding only. RMSprop divides by the root of a gradient's square: where a gradient
-    is itself rounding error, its step is not. So the steps are compared as a whole."""
-    x, y = tutorial_batch()
-
-    def train() -> tuple[list[float], list[np.ndarray]]:
-        pyconv.utils.set_random_seed(0)
-        model = pyconv.applications.tutorial_network()
-        model.set_weights(tutorial_weights())
-        model.compile("rmsprop", "categorical_crossentropy")
-        losses = [model.train_on_batch(x, y) for _ in range(10)]
-        return losses, model.get_weights()
-
-    cpu_losses, cpu_weights = train()
-    with emulated_cuda(architecture):
-        losses, weights = train()
-    np.testing.assert_allclose(losses, cpu_losses, rtol=2e-3)
-    for mine, theirs, start in zip(weights, cpu_weights, tutorial_weights()):
-        moved = np.linalg.norm(theirs - start)
-        assert np.linalg.norm(mine - theirs) < 0.02 * moved
-
-
-@architectures
-def test_the_network_predicts_and_evaluates_as_on_the_cpu(architecture):
-    x = pyconv.datasets.shapes.load_data()[1][0][:40].astype(np.float32) / 255
-    model = pyconv.applications.tutorial_network()
-    expected = model.predict(x, batch_size=16)
-    with emulated_cuda(architecture):
-        assert_within(model.predict(x, batch_size=16), expected, 1e-5 * np.ones_like(expected))
