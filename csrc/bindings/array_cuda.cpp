@@ -1,5 +1,7 @@
 // Arrays on a CUDA device: CuPy's and everything else that has __cuda_array_interface__.
 // https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html, version 3.
+#include <pybind11/stl.h>
+
 #include "../cuda/runtime.hpp"
 #include "array.hpp"
 

@@ -10,16 +10,21 @@ namespace pyconv::bindings {
 
 namespace py = pybind11;
 
-// The kernels to call now. With the GIL held: a backend may ask Python for the current stream.
-const Operations& begin_call();
+// Looks where the caller's kernels run, before their arrays are looked at: what other libraries
+// have under way on those is waited for there. With the GIL held, as it may ask Python.
+void begin_call();
+
+// The kernels to call now.
+const Operations& operations();
 
 // Adds what only this backend has: instruction sets and threads, or devices and streams.
 void define_backend(py::module_& module);
 
-// One call of a kernel: `Call()->relu(...)`. The GIL is released as long as it lives.
+// One call of a kernel, after begin_call: `Call()->relu(...)`. The GIL is released as long as it
+// lives.
 class Call {
  public:
-  Call() : operations_(begin_call()) {}
+  Call() : operations_(operations()) {}
   const Operations* operator->() const { return &operations_; }
 
  private:

@@ -16,7 +16,9 @@
 
 namespace pyconv::bindings {
 
-const Operations& begin_call() {
+void begin_call() {}
+
+const Operations& operations() {
   return cpu::Sequence::recording() ? cpu::Sequence::recorder() : cpu::operations();
 }
 

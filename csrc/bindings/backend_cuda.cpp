@@ -217,10 +217,9 @@ class Graph {
 
 }  // namespace
 
-const Operations& begin_call() {
-  cuda::set_stream(stream_of_caller());
-  return cuda::operations;
-}
+void begin_call() { cuda::set_stream(stream_of_caller()); }
+
+const Operations& operations() { return cuda::operations; }
 
 void define_backend(py::module_& m) {
   using py::arg;

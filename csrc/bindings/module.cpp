@@ -9,6 +9,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "array.hpp"
 #include "backend.hpp"
@@ -493,7 +494,7 @@ void conv2d_pool_backward_through(const py::object& dy_, const py::object& winne
                                   double rate, const Pair& first_strides,
                                   const Padding& first_padding, const Pair& first_dilation,
                                   int64_t first_groups, bool relu) {
-  require_supported(reinterpret_cast<const void*>(begin_call().conv2d_pool_backward_through),
+  require_supported(reinterpret_cast<const void*>(operations().conv2d_pool_backward_through),
                     "conv2d_pool_backward_through");
   const Array dy = input(dy_, "dy"), w = input(w_, "w"), y = input(y_, "y"), x = input(x_, "x");
   const Array winner(winner_, "winner", Array::Access::read, "uint8");
@@ -515,7 +516,7 @@ void conv2d_pool_backward_through(const py::object& dy_, const py::object& winne
 
 void gather(const py::object& source_, const py::object& indices_, const py::object& out_,
             float scale, bool bytes) {
-  require_supported(reinterpret_cast<const void*>(begin_call().gather_floats), "gather");
+  require_supported(reinterpret_cast<const void*>(operations().gather_floats), "gather");
   const Array source(source_, "source", Array::Access::read, bytes ? "uint8" : "float32");
   const Array indices(indices_, "indices", Array::Access::read, "int64");
   const Array out = output(out_, "out");
@@ -539,6 +540,15 @@ void gather(const py::object& source_, const py::object& indices_, const py::obj
   }
 }
 
+// An operation as Python calls it.
+template <class... Arguments>
+auto operation(void (*function)(Arguments...)) {
+  return [function](Arguments... arguments) {
+    begin_call();
+    function(std::forward<Arguments>(arguments)...);
+  };
+}
+
 }  // namespace
 
 PYBIND11_MODULE(PYCONV_MODULE, m) {
@@ -547,51 +557,54 @@ PYBIND11_MODULE(PYCONV_MODULE, m) {
 
   define_backend(m);
 
-  m.def("conv2d", &conv2d, arg("x"), arg("w"), arg("b").none(true), arg("out"), arg("strides"),
-        arg("padding"), arg("dilation_rate"), arg("groups"), arg("relu"));
-  m.def("conv2d_backward_data", &conv2d_backward_data, arg("dy"), arg("w"), arg("y"), arg("dx"),
+  m.def("conv2d", operation(&conv2d), arg("x"), arg("w"), arg("b").none(true), arg("out"),
         arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"), arg("relu"));
-  m.def("conv2d_backward_weights", &conv2d_backward_weights, arg("dy"), arg("x"), arg("y"),
-        arg("dw"), arg("db"), arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"),
+  m.def("conv2d_backward_data", operation(&conv2d_backward_data), arg("dy"), arg("w"), arg("y"),
+        arg("dx"), arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"),
         arg("relu"));
-  m.def("conv2d_backward", &conv2d_backward, arg("dy"), arg("x"), arg("w"), arg("y"), arg("dx"),
-        arg("dw"), arg("db"), arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"),
-        arg("relu"));
-  m.def("dense", &dense, arg("x"), arg("w"), arg("b"), arg("out"), arg("relu"));
-  m.def("dense_backward_data", &dense_backward_data, arg("dy"), arg("w"), arg("y"), arg("dx"),
-        arg("relu"));
-  m.def("dense_backward_weights", &dense_backward_weights, arg("dy"), arg("x"), arg("y"), arg("dw"),
-        arg("db"), arg("relu"));
-  m.def("dense_backward", &dense_backward, arg("dy"), arg("x"), arg("w"), arg("y"), arg("dx"),
-        arg("dw"), arg("db"), arg("relu"));
-  m.def("max_pool2d", &max_pool2d, arg("x"), arg("out"), arg("argmax"), arg("pool_size"),
-        arg("strides"), arg("padding"));
-  m.def("max_pool2d_backward", &max_pool2d_backward, arg("dy"), arg("argmax"), arg("dx"),
-        arg("pool_size"), arg("strides"), arg("padding"));
-  m.def("relu", &relu, arg("x"), arg("out"));
-  m.def("relu_backward", &relu_backward, arg("dy"), arg("y"), arg("out"));
-  m.def("softmax", &softmax, arg("x"), arg("out"));
-  m.def("softmax_backward", &softmax_backward, arg("dy"), arg("y"), arg("out"));
-  m.def("softmax_cross_entropy", &softmax_cross_entropy, arg("logits"), arg("labels"), arg("loss"),
-        arg("probabilities"), arg("dlogits"));
-  m.def("dropout", &dropout, arg("x"), arg("out"), arg("rate"), arg("seed"), arg("offset"));
-  m.def("sgd_step", &sgd_step, arg("w"), arg("dw"), arg("velocity"), arg("learning_rate"),
-        arg("momentum"), arg("nesterov"));
-  m.def("rmsprop_step", &rmsprop_step, arg("w"), arg("dw"), arg("velocity"), arg("learning_rate"),
-        arg("rho"), arg("epsilon"));
-  m.def("adam_step", &adam_step, arg("w"), arg("dw"), arg("m"), arg("v"), arg("step"),
-        arg("learning_rate"), arg("beta_1"), arg("beta_2"), arg("epsilon"));
-  m.def("conv2d_pool", &conv2d_pool, arg("x"), arg("w"), arg("b"), arg("out"), arg("winner"),
-        arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"), arg("rate"),
-        arg("seed"), arg("offset"));
-  m.def("conv2d_pool_backward", &conv2d_pool_backward, arg("dy"), arg("winner"), arg("x"), arg("w"),
+  m.def("conv2d_backward_weights", operation(&conv2d_backward_weights), arg("dy"), arg("x"),
+        arg("y"), arg("dw"), arg("db"), arg("strides"), arg("padding"), arg("dilation_rate"),
+        arg("groups"), arg("relu"));
+  m.def("conv2d_backward", operation(&conv2d_backward), arg("dy"), arg("x"), arg("w"), arg("y"),
         arg("dx"), arg("dw"), arg("db"), arg("strides"), arg("padding"), arg("dilation_rate"),
-        arg("groups"), arg("rate"));
-  m.def("conv2d_pool_backward_through", &conv2d_pool_backward_through, arg("dy"), arg("winner"),
-        arg("w"), arg("y"), arg("x"), arg("dw"), arg("db"), arg("strides"), arg("padding"),
-        arg("dilation_rate"), arg("groups"), arg("rate"), arg("first_strides"),
+        arg("groups"), arg("relu"));
+  m.def("dense", operation(&dense), arg("x"), arg("w"), arg("b"), arg("out"), arg("relu"));
+  m.def("dense_backward_data", operation(&dense_backward_data), arg("dy"), arg("w"), arg("y"),
+        arg("dx"), arg("relu"));
+  m.def("dense_backward_weights", operation(&dense_backward_weights), arg("dy"), arg("x"), arg("y"),
+        arg("dw"), arg("db"), arg("relu"));
+  m.def("dense_backward", operation(&dense_backward), arg("dy"), arg("x"), arg("w"), arg("y"),
+        arg("dx"), arg("dw"), arg("db"), arg("relu"));
+  m.def("max_pool2d", operation(&max_pool2d), arg("x"), arg("out"), arg("argmax"), arg("pool_size"),
+        arg("strides"), arg("padding"));
+  m.def("max_pool2d_backward", operation(&max_pool2d_backward), arg("dy"), arg("argmax"), arg("dx"),
+        arg("pool_size"), arg("strides"), arg("padding"));
+  m.def("relu", operation(&relu), arg("x"), arg("out"));
+  m.def("relu_backward", operation(&relu_backward), arg("dy"), arg("y"), arg("out"));
+  m.def("softmax", operation(&softmax), arg("x"), arg("out"));
+  m.def("softmax_backward", operation(&softmax_backward), arg("dy"), arg("y"), arg("out"));
+  m.def("softmax_cross_entropy", operation(&softmax_cross_entropy), arg("logits"), arg("labels"),
+        arg("loss"), arg("probabilities"), arg("dlogits"));
+  m.def("dropout", operation(&dropout), arg("x"), arg("out"), arg("rate"), arg("seed"),
+        arg("offset"));
+  m.def("sgd_step", operation(&sgd_step), arg("w"), arg("dw"), arg("velocity"),
+        arg("learning_rate"), arg("momentum"), arg("nesterov"));
+  m.def("rmsprop_step", operation(&rmsprop_step), arg("w"), arg("dw"), arg("velocity"),
+        arg("learning_rate"), arg("rho"), arg("epsilon"));
+  m.def("adam_step", operation(&adam_step), arg("w"), arg("dw"), arg("m"), arg("v"), arg("step"),
+        arg("learning_rate"), arg("beta_1"), arg("beta_2"), arg("epsilon"));
+  m.def("conv2d_pool", operation(&conv2d_pool), arg("x"), arg("w"), arg("b"), arg("out"),
+        arg("winner"), arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"),
+        arg("rate"), arg("seed"), arg("offset"));
+  m.def("conv2d_pool_backward", operation(&conv2d_pool_backward), arg("dy"), arg("winner"),
+        arg("x"), arg("w"), arg("dx"), arg("dw"), arg("db"), arg("strides"), arg("padding"),
+        arg("dilation_rate"), arg("groups"), arg("rate"));
+  m.def("conv2d_pool_backward_through", operation(&conv2d_pool_backward_through), arg("dy"),
+        arg("winner"), arg("w"), arg("y"), arg("x"), arg("dw"), arg("db"), arg("strides"),
+        arg("padding"), arg("dilation_rate"), arg("groups"), arg("rate"), arg("first_strides"),
         arg("first_padding"), arg("first_dilation_rate"), arg("first_groups"), arg("relu"));
-  m.def("gather", &gather, arg("source"), arg("indices"), arg("out"), arg("scale"), arg("bytes"));
+  m.def("gather", operation(&gather), arg("source"), arg("indices"), arg("out"), arg("scale"),
+        arg("bytes"));
 }
 
 }  // namespace pyconv::bindings
