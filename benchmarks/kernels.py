@@ -3,10 +3,13 @@
     python benchmarks/kernels.py [--network tutorial,vgg16-32] [--batch 1,256] [--threads N]
 
 A row is one layer and pass: the median time, GFLOP/s, the share of the machine's multiply-add peak
-(measured in the same rounds, in registers), and PyTorch's time and the ratio to it where torch is
-installed, or in the environment whose interpreter --torch-python names. PyTorch runs in a process
-of its own, with as many threads, in turns with pyconv, in its best memory format. It is stopped
-(SIGSTOP) while it is not its turn, as its idle threads spin.
+(measured in the same rounds, in registers; of a GPU by its data sheet), and PyTorch's time and the
+ratio to it where torch is installed, or in the environment whose interpreter --torch-python names.
+PyTorch runs in a process of its own, with as many threads, in turns with pyconv, in its best memory
+format. It is stopped (SIGSTOP) while it is not its turn, as its idle threads spin.
+
+With --device cuda both replay graphs of GRAPH calls, so that no launch is waited for, and events on
+the device take the time; PyTorch's are cuDNN's, of which it has tried all algorithms.
 
 Operations are counted as 2 * outputs * kernel taps * input channels, with taps in the padding
 counted too. The direct kernels skip those, and Winograd's algorithm does with a fraction of the
@@ -16,6 +19,7 @@ multiplications, so layers can exceed 100 %.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
@@ -33,6 +37,7 @@ from typing import Any
 import numpy as np
 
 PASSES = ("forward", "data", "weights")
+GRAPH = 20  # calls of a kernel in a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,49 @@ def seconds_of(function: Callable[[], Any], least: float) -> float:
     return statistics.median(times)
 
 
+def seconds_of_replay(
+    replay: Callable[[], Any],
+    new_event: Callable[[], Any],
+    milliseconds: Callable[[Any, Any], float],
+    least: float,
+) -> float:
+    """The median time of a call in a graph of GRAPH, replayed for at least so many seconds."""
+    start, end = new_event(), new_event()
+    times: list[float] = []
+    while len(times) < 3 or GRAPH * sum(times) < least:
+        start.record()
+        replay()
+        end.record()
+        end.synchronize()
+        times.append(milliseconds(start, end) / 1e3 / GRAPH)
+    return statistics.median(times)
+
+
+def pyconv_timer(layer: Layer, name: str, batch: int) -> Callable[[float], float]:
+    """Measures a pass for at least so many seconds; returns what a call takes."""
+    from pyconv import backend
+
+    function = pyconv_pass(layer, name, batch)
+    function()
+    device = backend.current()
+    if device.on_host:
+        return lambda least: seconds_of(function, least)
+    with device.running():
+        graph = device.kernels.Graph()
+        graph.begin_capture()
+        for _ in range(GRAPH):
+            function()
+        graph.end_capture()
+
+    def measure(least: float) -> float:
+        with device.running():
+            graph.launch()
+            cuda = device.xp.cuda
+            return seconds_of_replay(graph.launch, cuda.Event, cuda.get_elapsed_time, least)
+
+    return measure
+
+
 def pyconv_pass(layer: Layer, name: str, batch: int) -> Callable[[], Any]:
     from pyconv import backend, kernels
 
@@ -177,7 +225,7 @@ def pyconv_pass(layer: Layer, name: str, batch: int) -> Callable[[], Any]:
     given = arrays(layer, batch)
     x, w, b, dy, dx, dw, db, y = (backend.current().empty(a.shape) for a in 2 * given)
     for to, array in zip((x, w, b, dy), given):
-        to[...] = array
+        backend.copy(array, to)
     if layer.is_dense:
         x, w, dy, y, dx, dw = (
             a.reshape(-1, a.shape[-1]) if a.ndim == 4 else a for a in (x, w, dy, y, dx, dw)
@@ -195,15 +243,18 @@ def pyconv_pass(layer: Layer, name: str, batch: int) -> Callable[[], Any]:
     }[name]
 
 
-def torch_passes(layer: Layer, name: str, batch: int) -> list[Callable[[], Any]]:
+def torch_passes(layer: Layer, name: str, batch: int, device: str) -> list[Callable[[], Any]]:
     """The same in PyTorch, once in each memory format."""
     import torch
+
+    def tensor(array: np.ndarray) -> Any:
+        return torch.from_numpy(array).to(device)
 
     x, w, b, dy = arrays(layer, batch)
     stride, pad = [layer.stride] * 2, [layer.pad] * 2
     mask = {"data": [True, False, False], "weights": [False, True, True]}.get(name)
     if layer.is_dense:
-        tx, tw, tb, tdy = map(torch.from_numpy, (x[:, 0, 0], w[0, 0].T.copy(), b, dy[:, 0, 0]))
+        tx, tw, tb, tdy = map(tensor, (x[:, 0, 0], w[0, 0].T.copy(), b, dy[:, 0, 0]))
         return [
             {
                 "forward": lambda: torch.nn.functional.linear(tx, tw, tb),
@@ -214,10 +265,10 @@ def torch_passes(layer: Layer, name: str, batch: int) -> list[Callable[[], Any]]
 
     def in_format(memory_format: Any) -> Callable[[], Any]:
         def convert(array: np.ndarray, axes: tuple[int, ...]) -> Any:
-            return torch.from_numpy(array.transpose(axes)).contiguous(memory_format=memory_format)
+            return tensor(array.transpose(axes)).contiguous(memory_format=memory_format)
 
         tx, tdy, tw = convert(x, (0, 3, 1, 2)), convert(dy, (0, 3, 1, 2)), convert(w, (3, 2, 0, 1))
-        tb = torch.from_numpy(b)
+        tb = tensor(b)
         if mask is None:
             return lambda: torch.nn.functional.conv2d(tx, tw, tb, stride, pad)
         return lambda: torch.ops.aten.convolution_backward(
@@ -227,32 +278,59 @@ def torch_passes(layer: Layer, name: str, batch: int) -> list[Callable[[], Any]]
     return [in_format(torch.channels_last), in_format(torch.contiguous_format)]
 
 
-def serve_torch() -> None:
+def torch_timer(function: Callable[[], Any], device: str) -> Callable[[float], float]:
+    """As `pyconv_timer`."""
+    import torch
+
+    if device == "cpu":
+        function()
+        return lambda least: seconds_of(function, least)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(GRAPH):
+            function()
+
+    def measure(least: float) -> float:
+        graph.replay()
+        event = functools.partial(torch.cuda.Event, enable_timing=True)
+        return seconds_of_replay(graph.replay, event, torch.cuda.Event.elapsed_time, least)
+
+    return measure
+
+
+def serve_torch(device: str, tf32: bool) -> None:
     """The other process: reads a layer and pass a line, answers with the seconds a call takes."""
     import torch
 
     torch.set_grad_enabled(False)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     print(json.dumps({"version": torch.__version__}), flush=True)
-    kept: tuple[Any, list[Callable[[], Any]]] = (None, [])
+    kept: tuple[Any, Callable[[float], float]] | None = None
     for line in sys.stdin:
         task = json.loads(line)
         torch.set_num_threads(task["threads"])
         key = (task["layer"], task["pass"], task["batch"])
-        if kept[0] != key:
-            functions = torch_passes(Layer(**task["layer"]), task["pass"], task["batch"])
-            for function in functions:
-                function()
-            best = min(functions, key=lambda f: seconds_of(f, task["least"]))
-            kept = (key, [best])
-        print(json.dumps(seconds_of(kept[1][0], task["least"])), flush=True)
+        if kept is None or kept[0] != key:
+            functions = torch_passes(Layer(**task["layer"]), task["pass"], task["batch"], device)
+            timers = [torch_timer(function, device) for function in functions]
+            kept = (key, min(timers, key=lambda timer: timer(task["least"])))
+        print(json.dumps(kept[1](task["least"])), flush=True)
 
 
 class Torch:
     """PyTorch in a process of its own."""
 
-    def __init__(self, python: str) -> None:
+    def __init__(self, python: str, device: str, tf32: bool) -> None:
+        options = ["--serve-torch", f"--device={device}", *["--tf32"] * tf32]
         self.process = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), "--serve-torch"],
+            [python, str(Path(__file__).resolve()), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -294,13 +372,12 @@ def measure(
     """One row of the table, from `rounds` rounds of peak, pyconv and PyTorch in turns."""
     from pyconv import backend
 
-    function = pyconv_pass(layer, name, batch)
-    function()
+    timer = pyconv_timer(layer, name, batch)
     threads = backend.get_num_threads()
     peaks, ours, theirs = [], [], []
     for _ in range(rounds):
-        peaks.append(backend.cpu().measure_peak(0.02))
-        ours.append(seconds_of(function, least))
+        peaks.append(peak())
+        ours.append(timer(least))
         if torch is not None:
             theirs.append(torch.seconds(layer, name, batch, threads, least))
     median = statistics.median(ours)
@@ -320,6 +397,20 @@ def measure(
     return row
 
 
+def peak() -> float:
+    """Multiplications and additions a second that the device can do in float32."""
+    from pyconv import backend
+
+    device = backend.current()
+    if device.on_host:
+        return float(backend.cpu().measure_peak(0.02))
+    attributes = device.xp.cuda.Device().attributes
+    # Two in each lane and cycle. Lanes of a multiprocessor by compute capability: CUDA C++
+    # Programming Guide, "Arithmetic Instructions".
+    lanes = 64 if device.xp.cuda.Device().compute_capability in ("75", "80") else 128
+    return 2.0 * lanes * attributes["MultiProcessorCount"] * attributes["ClockRate"] * 1e3
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -335,6 +426,8 @@ def main() -> None:
     parser.add_argument(
         "--memory", type=float, default=4.0, help="GB; layers whose arrays take more are left out"
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--tf32", action="store_true", help="with cuda: on tensor cores")
     parser.add_argument("--isa", help="avx512, avx2 or portable; default: the best there is")
     parser.add_argument("--torch-python", help="interpreter that has torch; default: this one")
     parser.add_argument("--no-torch", action="store_true")
@@ -342,7 +435,7 @@ def main() -> None:
     parser.add_argument("--serve-torch", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve_torch:
-        serve_torch()
+        serve_torch(options.device, options.tf32)
         return
 
     import pyconv
@@ -360,9 +453,12 @@ def main() -> None:
         pyconv.set_num_threads(options.threads)
     if options.isa:
         pyconv.set_isa(options.isa)
+    pyconv.set_device(options.device)
+    if options.tf32:
+        pyconv.set_math_mode("tf32")
     torch = None
     if not options.no_torch and (options.torch_python or importlib.util.find_spec("torch")):
-        torch = Torch(options.torch_python or sys.executable)
+        torch = Torch(options.torch_python or sys.executable, options.device, options.tf32)
 
     print(
         f"pyconv {pyconv.__version__} ({pyconv.isa()}), {pyconv.get_num_threads()} threads, "

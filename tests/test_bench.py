@@ -14,6 +14,7 @@ import pytest
 
 import pyconv
 from pyconv.bench import contestants, memory, networks, processes, rounds, training
+from pyconv.bench.contestants import Setting
 from pyconv.bench.processes import ContestantError, Process
 
 # Rounds and ratios
@@ -113,16 +114,16 @@ def test_every_weight_shows_in_the_outputs(index):
 
 @pytest.fixture
 def process():
-    with Process("pyconv", sys.executable, threads=1) as started:
+    with Process("pyconv", sys.executable, Setting(1)) as started:
         yield started
 
 
 @pytest.mark.parametrize("task", contestants.TASKS)
 def test_a_contestant_prepares_and_runs(process, task):
     prepared = process.ask("prepare", task=task, batch=2)
-    assert prepared["mode"] == pyconv.isa()
+    assert prepared["mode"] == {"training": "train_on_batch"}.get(task, "predict_on_batch")
     assert prepared["versions"] == {"pyconv": pyconv.__version__}
-    assert prepared["candidates"][pyconv.isa()] > 0
+    assert prepared["candidates"][prepared["mode"]] > 0
     model = networks.layers(pyconv)
     model.set_weights(networks.weights())
     expected = model.predict_on_batch(networks.data(2)[0])
@@ -143,7 +144,7 @@ def test_requests_that_fail_are_answered_and_survived(process):
 
 
 def test_a_process_is_paused_between_requests_and_gone_after():
-    with Process("pyconv", sys.executable, threads=1) as process:
+    with Process("pyconv", sys.executable, Setting(1)) as process:
         process.ask("prepare", task="inference", batch=1)
         status = Path(f"/proc/{process._process.pid}/stat")
         if status.exists():
@@ -154,7 +155,7 @@ def test_a_process_is_paused_between_requests_and_gone_after():
 
 
 def test_a_process_that_ends_says_why():
-    with Process("pyconv", sys.executable, threads=1) as process:
+    with Process("pyconv", sys.executable, Setting(1)) as process:
         process._process.kill()
         with pytest.raises(ContestantError, match="its process ended"):
             process.ask("prepare", task="inference", batch=1)
@@ -165,18 +166,18 @@ def test_a_peer_that_cannot_be_imported_is_reported():
         pytest.skip("onnxruntime is installed")
     assert processes.interpreters(["onnxruntime"], []) == {"onnxruntime": None}
     with (
-        Process("onnxruntime", sys.executable, threads=1) as process,
+        Process("onnxruntime", sys.executable, Setting(1)) as process,
         pytest.raises(ContestantError, match="ModuleNotFoundError"),
     ):
         process.ask("prepare", task="inference", batch=1)
 
 
 def test_limits_to_an_instruction_set():
-    assert contestants.environment("torch", 2, "avx2")["ATEN_CPU_CAPABILITY"] == "avx2"
-    assert contestants.environment("pyconv", 2, "avx2")["PYCONV_FORCE_ISA"] == "avx2"
-    assert contestants.environment("pyconv", 2, None)["OMP_NUM_THREADS"] == "2"
+    assert contestants.environment("torch", Setting(2, "avx2"))["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert contestants.environment("pyconv", Setting(2, "avx2"))["PYCONV_FORCE_ISA"] == "avx2"
+    assert contestants.environment("pyconv", Setting(2))["OMP_NUM_THREADS"] == "2"
     with pytest.raises(ContestantError, match="nothing limits OpenVINO to avx2"):
-        Process("openvino", sys.executable, 1, "avx2")
+        Process("openvino", sys.executable, Setting(1, "avx2"))
 
 
 def test_the_worker_needs_no_pyconv():

@@ -4,14 +4,16 @@ This module also runs in interpreters without pyconv: only the standard library,
 the functions, the framework itself.
 
 A contestant offers *modes*, the ways in which it might be fastest; whoever measures takes the
-fastest. All modes do float32 arithmetic. Inference ends with the probabilities in host memory, call
-by call. Training is a step on a batch that lies ready in the layout that the framework likes best:
-forward pass with dropout, mean cross entropy of the softmax, gradients, RMSprop.
+fastest. All modes do float32 arithmetic, or with `Setting.tf32` round factors to TF32 where the
+framework can. Inference ends with the probabilities in host memory, call by call. Training is a
+step on a batch that lies ready, on the device, in the layout that the framework likes best: forward
+pass with dropout, mean cross entropy of the softmax, gradients, RMSprop.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +26,25 @@ from .networks import Floats
 
 TRAINING, INFERENCE = "training", "inference"
 TASKS = (TRAINING, INFERENCE)
+CPU, CUDA = "cpu", "cuda"
+DEVICES = (CPU, CUDA)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contestants compute on, and how.
+
+    Attributes:
+        threads: how many each may use.
+        isa: the instruction set that they are limited to; None for no limit.
+        device: CPU or CUDA.
+        tf32: whether the device's tensor cores may take factors rounded to TF32.
+    """
+
+    threads: int
+    isa: str | None = None
+    device: str = CPU
+    tf32: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,16 +73,18 @@ class Contestant:
     Attributes:
         title: for people.
         modules: what must be importable, and whose versions are reported.
-        modes: (task, batch, threads) -> the modes, made one by one when asked for.
+        modes: (task, batch, setting) -> the modes, made one by one when asked for.
         tasks: what it can do.
+        devices: on what it can.
         environment: variables that must be set before the process starts.
         avx2: variables that keep it to AVX2; None if nothing does.
     """
 
     title: str
     modules: tuple[str, ...]
-    modes: Callable[[str, int, int], Iterator[Mode]]
+    modes: Callable[[str, int, Setting], Iterator[Mode]]
     tasks: tuple[str, ...] = TASKS
+    devices: tuple[str, ...] = (CPU,)
     environment: dict[str, str] = field(default_factory=dict)
     avx2: dict[str, str] | None = None
 
@@ -85,25 +108,38 @@ def repeat(function: Callable[[], Any]) -> Callable[[int], Any]:
 # pyconv
 
 
-def _pyconv(task: str, batch: int, threads: int) -> Iterator[Mode]:
+def _pyconv(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import pyconv
 
-    pyconv.set_num_threads(threads)
-    x, y = networks.data(batch)
+    pyconv.set_num_threads(setting.threads)
+    if setting.tf32:
+        pyconv.set_math_mode("tf32")
+    to_device = pyconv.backend.current().to_device
+    x, y = map(to_device, networks.data(batch))
     model = networks.layers(pyconv)
     model.compile(
         pyconv.optimizers.RMSprop(1e-3, rho=0.9, epsilon=1e-7), "categorical_crossentropy"
     )
     initial = networks.weights()
     model.set_weights(initial)
-    train, infer = lambda: model.train_on_batch(x, y), lambda: model.predict_on_batch(x)
-    yield Mode(
-        pyconv.isa(),
-        repeat(train if task == TRAINING else infer),
-        infer,
-        model.count_params(),
-        lambda: model.set_weights(initial),
-    )
+
+    def mode(name: str, run: Callable[[int], Any]) -> Mode:
+        def reset() -> None:
+            model.set_weights(initial)
+
+        return Mode(name, run, infer, model.count_params(), reset)
+
+    def infer() -> Any:
+        return pyconv.backend.to_host(model.predict_on_batch(x))
+
+    if task == INFERENCE:
+        yield mode("predict_on_batch", repeat(infer))
+        return
+    yield mode("train_on_batch", repeat(lambda: model.train_on_batch(x, y)))
+    if setting.device == CUDA:
+        # Its steps do not wait for each other's losses.
+        batches = itertools.repeat((x, y))
+        yield mode("fit", lambda count: model.fit(batches, steps_per_epoch=count, verbose=0))
 
 
 # PyTorch
@@ -112,11 +148,15 @@ def _pyconv(task: str, batch: int, threads: int) -> Iterator[Mode]:
 class _Torch:
     """The network in PyTorch, its batch and its optimizer."""
 
-    def __init__(self, batch: int, threads: int, channels_last: bool) -> None:
+    def __init__(self, batch: int, setting: Setting, channels_last: bool) -> None:
         import torch
         from torch import nn
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(setting.threads)
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = setting.tf32
+        torch.backends.cuda.matmul.allow_tf32 = setting.tf32
+        self.device = setting.device
         modules: list[Any] = []
         for index, (channels, filters, padding) in enumerate(networks.CONVOLUTIONS):
             modules.append(nn.Conv2d(channels, filters, 3, padding=int(padding == "same")))
@@ -128,13 +168,13 @@ class _Torch:
         modules.append(nn.Dropout(networks.DENSE_DROPOUT))
         modules.append(nn.Linear(networks.UNITS, networks.CLASSES))
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = nn.Sequential(*modules).to(memory_format=self.format)
+        self.model = nn.Sequential(*modules).to(self.device, memory_format=self.format)
         self.parameters = list(self.model.parameters())
         self.initial = [torch.from_numpy(array) for array in networks.weights_channels_first()]
         self.reset()
         x, y = networks.data(batch)
-        self.x = torch.from_numpy(x.transpose(0, 3, 1, 2)).contiguous(memory_format=self.format)
-        self.y = torch.from_numpy(y.argmax(1))
+        x = torch.from_numpy(x.transpose(0, 3, 1, 2)).contiguous(memory_format=self.format)
+        self.x, self.y = x.to(self.device), torch.from_numpy(y.argmax(1)).to(self.device)
 
     def reset(self) -> None:
         import torch
@@ -146,7 +186,9 @@ class _Torch:
     def training(self, name: str, compiled: bool) -> Mode:
         import torch
 
-        optimizer = torch.optim.RMSprop(self.parameters, lr=1e-3, alpha=0.9, eps=1e-7)
+        optimizer = torch.optim.RMSprop(
+            self.parameters, lr=1e-3, alpha=0.9, eps=1e-7, capturable=self.device == CUDA
+        )
 
         def loss_of(x: Any, y: Any) -> Any:
             return torch.nn.functional.cross_entropy(self.model(x), y)
@@ -161,11 +203,34 @@ class _Torch:
             update()
             return loss
 
+        step = self._replayed(train) if self.device == CUDA else train
+
         def run(count: int) -> Any:
             self.model.train()
-            return repeat(train)(count).item()
+            return repeat(step)(count).item()
 
         return Mode(name, run, lambda: self.infer(self.model), self.count(), self.reset)
+
+    def _replayed(self, train: Callable[[], Any]) -> Callable[[], Any]:
+        """A training step captured as a CUDA graph, which saves all its launches."""
+        import torch
+
+        self.model.train()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            repeat(train)(5)  # compiled, benchmarked, and all memory allocated
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = train()
+        self.reset()
+
+        def replay() -> Any:
+            graph.replay()
+            return loss
+
+        return replay
 
     def inference(self, name: str, model: Callable[[Any], Any]) -> Mode:
         self.model.eval()
@@ -178,15 +243,15 @@ class _Torch:
 
         self.model.eval()
         with torch.no_grad():
-            return torch.softmax(model(self.x), 1).numpy()
+            return torch.softmax(model(self.x), 1).cpu().numpy()
 
     def count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters)
 
 
-def _torch_eager(channels_last: bool) -> Callable[[str, int, int], Iterator[Mode]]:
-    def modes(task: str, batch: int, threads: int) -> Iterator[Mode]:
-        network = _Torch(batch, threads, channels_last)
+def _torch_eager(channels_last: bool) -> Callable[[str, int, Setting], Iterator[Mode]]:
+    def modes(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
+        network = _Torch(batch, setting, channels_last)
         name = "channels_last" if channels_last else "contiguous"
         if task == TRAINING:
             yield network.training(name, compiled=False)
@@ -196,7 +261,7 @@ def _torch_eager(channels_last: bool) -> Callable[[str, int, int], Iterator[Mode
     return modes
 
 
-def _torch_compile(task: str, batch: int, threads: int) -> Iterator[Mode]:
+def _torch_compile(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import torch
 
     # What was compiled for other tasks would count as recompilations, of which few are allowed.
@@ -204,10 +269,15 @@ def _torch_compile(task: str, batch: int, threads: int) -> Iterator[Mode]:
     for channels_last in (True, False):
         name = "channels_last" if channels_last else "contiguous"
         if task == TRAINING:
-            yield _Torch(batch, threads, channels_last).training(name, compiled=True)
+            yield _Torch(batch, setting, channels_last).training(name, compiled=True)
+            continue
+        if setting.device == CUDA:
+            network = _Torch(batch, setting, channels_last)
+            compiled = torch.compile(network.model, dynamic=False, mode="reduce-overhead")
+            yield network.inference(name + ", reduce-overhead", compiled)
             continue
         for freezing in (True, False):
-            network = _Torch(batch, threads, channels_last)
+            network = _Torch(batch, setting, channels_last)
             compiled = torch.compile(network.model, dynamic=False, options={"freezing": freezing})
             yield network.inference(name + ", freezing" * freezing, compiled)
 
@@ -215,10 +285,11 @@ def _torch_compile(task: str, batch: int, threads: int) -> Iterator[Mode]:
 # Keras
 
 
-def _keras_tensorflow(task: str, batch: int, threads: int) -> Iterator[Mode]:
+def _keras_tensorflow(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import keras
     import tensorflow as tf
 
+    threads = setting.threads
     if tf.config.threading.get_intra_op_parallelism_threads() != threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -259,10 +330,14 @@ def _keras_tensorflow(task: str, batch: int, threads: int) -> Iterator[Mode]:
     yield mode(jit_compile=True)
 
 
-def _keras_jax(task: str, batch: int, threads: int) -> Iterator[Mode]:
+def _keras_jax(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import jax
     import keras
 
+    if setting.device == CUDA:
+        jax.config.update(
+            "jax_default_matmul_precision", "tensorfloat32" if setting.tf32 else "highest"
+        )
     x, y = (jax.device_put(array) for array in networks.data(batch))
     model = networks.layers(keras)
     model.set_weights(networks.weights())
@@ -371,12 +446,12 @@ def _images_first(batch: int) -> Floats:
     return np.ascontiguousarray(networks.data(batch)[0].transpose(0, 3, 1, 2))
 
 
-def _onnxruntime(task: str, batch: int, threads: int) -> Iterator[Mode]:
+def _onnxruntime(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import onnxruntime
 
     model = onnx_model(batch)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = setting.threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -389,10 +464,10 @@ def _onnxruntime(task: str, batch: int, threads: int) -> Iterator[Mode]:
     yield Mode("all optimizations", repeat(infer), infer, _onnx_parameters(model))
 
 
-def _openvino(task: str, batch: int, threads: int) -> Iterator[Mode]:
+def _openvino(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import openvino
 
-    x = _images_first(batch)
+    x, threads = _images_first(batch), setting.threads
     for streams in (1, threads):
         if streams > 1 and batch % streams:
             continue
@@ -431,17 +506,20 @@ CONTESTANTS = {
         "pyconv",
         ("pyconv",),
         _pyconv,
-        environment={"PYCONV_DEVICE": "cpu"},
+        devices=DEVICES,
         avx2={"PYCONV_FORCE_ISA": "avx2"},
     ),
-    "torch": Contestant("PyTorch", ("torch",), _torch_eager(False), avx2=_TORCH_AVX2),
+    "torch": Contestant(
+        "PyTorch", ("torch",), _torch_eager(False), devices=DEVICES, avx2=_TORCH_AVX2
+    ),
     "torch-channels-last": Contestant(
-        "PyTorch channels_last", ("torch",), _torch_eager(True), avx2=_TORCH_AVX2
+        "PyTorch channels_last", ("torch",), _torch_eager(True), devices=DEVICES, avx2=_TORCH_AVX2
     ),
     "torch-compile": Contestant(
         "PyTorch compiled",
         ("torch",),
         _torch_compile,
+        devices=DEVICES,
         environment={"TORCHINDUCTOR_COMPILE_THREADS": "1"},  # no idle processes beside it
         avx2=_TORCH_AVX2,
     ),
@@ -456,7 +534,8 @@ CONTESTANTS = {
         "Keras on JAX",
         ("keras", "jax"),
         _keras_jax,
-        environment={"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        devices=DEVICES,
+        environment={"KERAS_BACKEND": "jax", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         avx2=_XLA_AVX2,
     ),
     "onnxruntime": Contestant(
@@ -466,15 +545,23 @@ CONTESTANTS = {
 }
 
 
-def environment(name: str, threads: int, isa: str | None) -> dict[str, str]:
+def environment(name: str, setting: Setting) -> dict[str, str]:
     """The environment of a contestant's process.
 
     Raises:
-        ValueError: if nothing can keep it to the instruction set.
+        ValueError: if it cannot do with that setting.
     """
     contestant = CONTESTANTS[name]
-    limits = {None: {}, "avx2": contestant.avx2}.get(isa)
+    if setting.device not in contestant.devices:
+        raise ValueError(f"{contestant.title} has no contestant for {setting.device}")
+    limits = {None: {}, "avx2": contestant.avx2}.get(setting.isa)
     if limits is None:
-        raise ValueError(f"nothing limits {contestant.title} to {isa}")
-    common = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "-1"}
+        raise ValueError(f"nothing limits {contestant.title} to {setting.isa}")
+    common = {
+        "OMP_NUM_THREADS": str(setting.threads),
+        "PYCONV_DEVICE": setting.device,
+        "JAX_PLATFORMS": setting.device,
+    }
+    if setting.device == CPU:
+        common["CUDA_VISIBLE_DEVICES"] = "-1"
     return {**os.environ, **common, **contestant.environment, **limits}

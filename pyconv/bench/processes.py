@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pyconv.bench.contestants import CONTESTANTS, environment
+from pyconv.bench.contestants import CONTESTANTS, Setting, environment
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -31,22 +32,21 @@ class Process:
     Args:
         name: a key of `CONTESTANTS`.
         python: the interpreter.
-        threads: how many threads it may use.
-        isa: the instruction set that it is limited to.
+        setting: what it computes on.
 
     Raises:
-        ContestantError: if nothing can limit it to `isa`.
+        ContestantError: if it cannot do with that setting.
     """
 
-    def __init__(self, name: str, python: str, threads: int, isa: str | None = None) -> None:
+    def __init__(self, name: str, python: str, setting: Setting) -> None:
         try:
-            variables = environment(name, threads, isa)
+            variables = environment(name, setting)
         except ValueError as error:
             raise ContestantError(str(error)) from error
         self.name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, as close() closes it
         self._process = subprocess.Popen(
-            [python, str(WORKER), name, str(threads)],
+            [python, str(WORKER), name, json.dumps(asdict(setting))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ import numpy as np
 
 import pyconv
 from pyconv.bench import memory, networks
-from pyconv.bench.contestants import CONTESTANTS, TASKS, TRAINING
+from pyconv.bench.contestants import CONTESTANTS, CPU, CUDA, DEVICES, TASKS, TRAINING, Setting
 from pyconv.bench.processes import ContestantError, Process, interpreters
 from pyconv.bench.rounds import fastest, interleave, ratio, spread
 from pyconv.bench.worker import busy_seconds
 
 TOLERANCE = 1e-4  # of probabilities, under the same weights
+TF32_TOLERANCE = 1e-2  # the same, factors rounded to 10 bits
 NOISY = 0.05  # share of the processors that other processes may take without a warning
 SWEEP = tuple(2**exponent for exponent in range(11))
 IMAGES, TEST_IMAGES = 50_000, 10_000  # as many as CIFAR-10 has
@@ -41,6 +42,7 @@ def compare(
     seconds: float,
     missing: dict[str, str],
     patience: float = 0.0,
+    tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
     """Prepares a task in every process, checks that they compute the same, and takes turns.
 
@@ -52,6 +54,7 @@ def compare(
         missing: gets the contestants that cannot take part, and why.
         patience: for so many seconds, turns wait until other processes take no more than NOISY of
             the processors, and are repeated if that changes meanwhile.
+        tolerance: by how much probabilities may differ.
 
     Returns:
         What `print_comparison` prints, as plain values.
@@ -66,7 +69,7 @@ def compare(
             answer = process.ask("prepare", task=task, batch=batch)
             outputs = np.asarray(answer.pop("outputs"))
             reference = outputs if reference is None else reference
-            check_same_work(answer["parameters"], outputs, reference)
+            check_same_work(answer["parameters"], outputs, reference, tolerance)
         except ContestantError as error:
             missing[name] = str(error)
             continue
@@ -126,12 +129,14 @@ def wait_until_quiet(deadline: float) -> None:
             return
 
 
-def check_same_work(parameters: int, outputs: Any, reference: Any) -> None:
+def check_same_work(
+    parameters: int, outputs: Any, reference: Any, tolerance: float = TOLERANCE
+) -> None:
     """Raises ContestantError unless it is the same network that computes the same."""
     if parameters != networks.PARAMETERS:
         raise ContestantError(f"has {parameters:,} parameters, expected {networks.PARAMETERS:,}")
     difference = float(np.abs(outputs - reference).max())
-    if not difference <= TOLERANCE:
+    if not difference <= tolerance:
         raise ContestantError(f"its probabilities differ by {difference:.1e} from the others'")
 
 
@@ -166,14 +171,17 @@ def print_comparison(case: dict[str, Any]) -> None:
 
 
 def sweep(
-    rounds: int, seconds: float, threads: int, isa: str | None, patience: float = 0.0
+    rounds: int, seconds: float, setting: Setting, patience: float = 0.0
 ) -> list[dict[str, Any]]:
     """Prints pyconv's images/s against the batch size, on one thread and on all of them."""
     rows = []
+    threads = setting.threads
     counts = [1, threads] if threads > 1 else [1]
     with contextlib.ExitStack() as stack:
         processes = {
-            str(count): stack.enter_context(Process(OURS, sys.executable, count, isa))
+            str(count): stack.enter_context(
+                Process(OURS, sys.executable, replace(setting, threads=count))
+            )
             for count in counts
         }
         for task in TASKS:
@@ -196,7 +204,7 @@ def sweep(
 
 
 def measure_memory(
-    pythons: dict[str, str | None], threads: int, isa: str | None, images: int, test_images: int
+    pythons: dict[str, str | None], setting: Setting, images: int, test_images: int
 ) -> dict[str, dict[str, int]]:
     """Prints the peak memory of the tutorial's script in a fresh process of each contestant."""
     results: dict[str, dict[str, int]] = {}
@@ -211,7 +219,7 @@ def measure_memory(
         if python is None:
             continue
         progress(f"memory: {CONTESTANTS[name].title}")
-        with Process(name, python, threads, isa) as process:
+        with Process(name, python, setting) as process:
             row = process.ask("memory", images=images, test_images=test_images)
         progress("")
         results[name] = row
@@ -230,6 +238,14 @@ def machine() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def gpu() -> str:
+    """The CUDA device, in words."""
+    module = pyconv.backend.cuda_module()
+    if module is None or pyconv.backend.cuda_unavailable_reason():
+        return "no CUDA device"
+    return str(module.devices()[0]["name"])
 
 
 def progress(text: str) -> None:
@@ -313,6 +329,8 @@ def parser() -> argparse.ArgumentParser:
         help="an interpreter that has peers; may be repeated. The first one that has what a "
         "contestant needs runs it; the last resort is this one",
     )
+    add("--device", choices=DEVICES, default=CPU, help="default: cpu")
+    add("--tf32", action="store_true", help="with cuda, on tensor cores, factors rounded to TF32")
     add("--isa", choices=("avx2",), help="limit pyconv and its peers to that instruction set")
     add("--memory", action="store_true", help="peak memory of the tutorial's script")
     add("--sweep", action="store_true", help="pyconv against the batch size and the threads")
@@ -324,6 +342,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 1 if a contestant that was found failed."""
     command = parser()
     options = command.parse_args(arguments)
+    if options.device == CUDA and (reason := pyconv.backend.cuda_unavailable_reason()):
+        command.error(f"--device cuda cannot be used: {reason}")
+    if options.tf32 and options.device != CUDA:
+        command.error("--tf32: only with --device cuda")
     tasks = options.tasks or ([] if options.memory or options.sweep else list(TASKS))
     threads = options.threads or pyconv.get_num_threads()
     names = [
@@ -346,12 +368,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     isa = options.isa or pyconv.isa()
     # Where that is the best there is anyway, nobody needs a limit, which some do not know.
     limit = None if options.isa == pyconv.available_isas()[0] else options.isa
-    print(f"pyconv {pyconv.__version__} ({isa}), {machine()}, {threads} threads")
+    setting = Setting(threads, limit, options.device, options.tf32)
+    device = f"{gpu()}, {'TF32' if options.tf32 else 'float32'}, " * (options.device == CUDA)
+    print(f"pyconv {pyconv.__version__} ({isa}), {device}{machine()}, {threads} threads")
     report: dict[str, Any] = {
         "machine": {"processor": machine(), "processors": os.cpu_count(), "isa": isa},
         "python": platform.python_version(),
         "threads": threads,
         "limited_to": options.isa,
+        "device": options.device,
+        "tf32": options.tf32,
         "rounds": options.rounds,
         "seconds": options.seconds,
         "cases": [],
@@ -363,7 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if python is None or not set(tasks) & set(CONTESTANTS[name].tasks):
                     continue
                 try:
-                    process = Process(name, python, threads, limit)
+                    process = Process(name, python, setting)
                 except ContestantError as error:
                     missing[name] = str(error)
                     absent.add(name)
@@ -379,15 +405,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         options.seconds,
                         missing,
                         options.patience,
+                        TF32_TOLERANCE if options.tf32 else TOLERANCE,
                     )
                     print_comparison(case)
                     sys.stdout.flush()
                     report["cases"].append(case)
         _print_versions(report["cases"])
     if options.sweep:
-        report["sweep"] = sweep(options.rounds, options.seconds, threads, limit, options.patience)
+        report["sweep"] = sweep(options.rounds, options.seconds, setting, options.patience)
     if options.memory:
-        report["memory"] = measure_memory(pythons, threads, limit, IMAGES, TEST_IMAGES)
+        report["memory"] = measure_memory(pythons, setting, IMAGES, TEST_IMAGES)
     report["missing"] = missing
     for name, reason in missing.items():
         print(f"missing: {CONTESTANTS[name].title} ({name}): {reason}")

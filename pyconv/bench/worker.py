@@ -1,4 +1,4 @@
-"""The process that a contestant runs in: `python worker.py CONTESTANT THREADS`.
+"""The process that a contestant runs in: `python worker.py CONTESTANT SETTING`, in JSON.
 
 The interpreter may be another one, without pyconv, so this file is run by its path. It reads
 requests, one JSON object a line, and answers each with one line:
@@ -92,9 +92,9 @@ def own_seconds() -> float:
 class Worker:
     """Answers requests for one contestant."""
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, setting: dict[str, Any]) -> None:
         self.contestants, self.memory = siblings("contestants", "memory")
-        self.name, self.threads = name, threads
+        self.name, self.setting = name, self.contestants.Setting(**setting)
         self.contestant = self.contestants.CONTESTANTS[name]
         self.mode: Any = None
         self.batch = 0
@@ -102,7 +102,7 @@ class Worker:
     def prepare(self, task: str, batch: int) -> dict[str, Any]:
         self.mode, self.batch = None, batch
         candidates: dict[str, float] = {}
-        for mode in self.contestant.modes(task, batch, self.threads):
+        for mode in self.contestant.modes(task, batch, self.setting):
             outputs = mode.outputs()[:CHECKED].tolist()
             for _ in range(2):  # compiled at the first call, settled at the second
                 mode.run(1)
@@ -145,10 +145,10 @@ def main() -> None:
     # What libraries print goes to stderr; the answers have the real stdout for themselves.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    name, threads = sys.argv[1], int(sys.argv[2])
-    limit_threads(threads)
+    name, setting = sys.argv[1], json.loads(sys.argv[2])
+    limit_threads(setting["threads"])
     del sys.path[0]  # this folder, whose names are nobody else's business
-    worker = Worker(name, threads)
+    worker = Worker(name, setting)
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "stop":
