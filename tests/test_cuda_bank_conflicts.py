@@ -26,6 +26,7 @@ EXPECTED = {
     "gemm: store weights": 4,
     "gemm: read source": 2,
     "gemm: read weights": 2,
+    "dense: read": 4,
     "weights: store x": 4,
     "weights: store dy": 4,
     "weights: read x": 2,

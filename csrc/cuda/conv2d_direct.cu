@@ -114,24 +114,38 @@ __global__ void __launch_bounds__(threads, 3)
   });
 }
 
-__global__ void __launch_bounds__(threads, 3)
-    sum_partials_kernel(int64_t weights, int64_t elements, int64_t splits,
+// A block adds up 32 elements. Its eight warps share the splits out among them, a run of neighbours
+// each, and the first adds up what they have.
+constexpr int sum_threads = 256, sum_parts = sum_threads / warp_size;
+
+__global__ void __launch_bounds__(sum_threads)
+    sum_partials_kernel(int64_t weights, int64_t elements, int splits,
                         const float* __restrict__ partial, float* __restrict__ dw,
                         float* __restrict__ db) {
-  for_each_index(elements, [&](int64_t i) {
-    float sum = 0.0f;
-    for (int64_t split = 0; split < splits; ++split) sum += partial[split * elements + i];
-    if (i < weights) {
-      dw[i] = sum;
-    } else if (db != nullptr) {
-      db[i - weights] = sum;
-    }
-  });
+  __shared__ float sums[sum_parts][warp_size];
+  const int lane = threadIdx.x % warp_size, part = threadIdx.x / warp_size;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * warp_size + lane;
+  float sum = 0.0f;
+  if (i < elements) {
+    const int end = splits * (part + 1) / sum_parts;
+#pragma unroll 8
+    for (int split = splits * part / sum_parts; split < end; ++split)
+      sum += partial[split * elements + i];
+  }
+  sums[part][lane] = sum;
+  __syncthreads();
+  if (part != 0 || i >= elements) return;
+  for (int other = 1; other < sum_parts; ++other) sum += sums[other][lane];
+  if (i < weights) {
+    dw[i] = sum;
+  } else if (db != nullptr) {
+    db[i - weights] = sum;
+  }
 }
 
 const KernelOf forward{"conv2d_direct", direct_kernel, threads};
 const KernelOf forward_pool{"conv2d_direct_pool", direct_pool_kernel, threads};
-const KernelOf total{"conv2d_sum_partials", sum_partials_kernel, threads};
+const KernelOf total{"conv2d_sum_partials", sum_partials_kernel, sum_threads};
 
 template <class Source>
 const KernelOf data{"conv2d_direct_backward_data", direct_data_kernel<Source>, threads,
@@ -181,7 +195,9 @@ int64_t weight_splits(const Conv2dShape& s, int64_t blocks_a_split) {
 void sum_partials(const Conv2dShape& s, int64_t splits, const float* partial, float* dw,
                   float* db) {
   const int64_t count = s.kh * s.kw * (s.c / s.groups) * s.oc;
-  total(grid_for(count + s.oc, threads), count, count + s.oc, splits, partial, dw, db);
+  const int64_t elements = count + s.oc;
+  total(dim3(static_cast<unsigned>(ceil_div<int64_t>(elements, warp_size))), count, elements,
+        static_cast<int>(splits), partial, dw, db);
 }
 
 #define PYCONV_INSTANTIATE(Source)                                                              \

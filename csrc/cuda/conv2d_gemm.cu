@@ -2,11 +2,11 @@
 // of 1, which is the same sum over the gradient with the kernel flipped.
 //
 // Rows of the product are output positions, columns are filters, and the sum runs over taps and
-// channels, 16 channels of one tap a step. A block of 128 threads makes a tile of 128 positions and
-// N = 64 or 32 filters. The tile of the source and that of the weights for a step are staged in
-// shared memory, two stages, so that those of the next step arrive while this one is multiplied:
-// by asynchronous copies (sm_80 and later), or through registers where the source is a gradient
-// that is put together on the way, and on older devices.
+// channels, 16 channels of one tap a step. A block makes a tile of 128 or 64 positions, with as
+// many threads, and N = 64 or 32 filters. The tile of the source and that of the weights for a step
+// are staged in shared memory, two stages, so that those of the next step arrive while this one is
+// multiplied: by asynchronous copies (sm_80 and later), or through registers where the source is a
+// gradient that is put together on the way, and on older devices.
 //
 // A thread owns 8 positions and N / 8 filters. The source's tile is [position][16 channels], as it
 // comes: a thread reads four channels of each of its positions at a time. shared_tiles.hpp says
@@ -131,13 +131,14 @@ struct Store {
   Output out;
 
   static int64_t rows(const Store& s) { return s.positions.count; }
+  template <int Rows>
   __device__ __forceinline__ bool position(int row, int& n, int& i, int& j) const {
-    const unsigned index = blockIdx.x * tile_rows + row;
+    const unsigned index = blockIdx.x * Rows + row;
     if (index >= positions.count) return false;
     positions.locate(index, n, i, j);
     return true;
   }
-  template <int Columns>
+  template <int Rows, int Columns>
   __device__ __forceinline__ void finish(int row, int column, int channels,
                                          const float (&sums)[thread_rows][Columns]) const {
 #pragma unroll
@@ -149,7 +150,7 @@ struct Store {
         bias = make_float4(out.bias[f], out.bias[f + 1], out.bias[f + 2], out.bias[f + 3]);
 #pragma unroll
       for (int i = 0; i < thread_rows; ++i) {
-        const unsigned index = blockIdx.x * tile_rows + row + i * row_step;
+        const unsigned index = blockIdx.x * Rows + row + i * row_step<Rows>;
         if (index >= positions.count) continue;
         float4 y = make_float4(sums[i][part * 4] + bias.x, sums[i][part * 4 + 1] + bias.y,
                                sums[i][part * 4 + 2] + bias.z, sums[i][part * 4 + 3] + bias.w);
@@ -160,27 +161,29 @@ struct Store {
   }
 };
 
-// Rows row + 16 i, i = 0 to 3, are the positions of window `row` of the block's 32, i = 4 to 7
-// those of window row + 16.
+// Rows row + row_step i, i = 0 to 3, are the positions of window `row` of the block's, i = 4 to 7
+// those of window row + row_step.
 struct Pool {
   static constexpr const char* name = " + pool";
   Positions windows;
   PooledOutput out;
 
   static int64_t rows(const Pool& p) { return int64_t{4} * p.windows.count; }
+  template <int Rows>
   __device__ __forceinline__ unsigned window(int row, int half) const {
-    return blockIdx.x * (tile_rows / 4) + row + half * row_step;
+    return blockIdx.x * (Rows / 4) + row + half * row_step<Rows>;
   }
+  template <int Rows>
   __device__ __forceinline__ bool position(int row, int& n, int& i, int& j) const {
-    const int step = row / row_step;
-    const unsigned index = window(row % row_step, step / 4);
+    const int step = row / row_step<Rows>;
+    const unsigned index = window<Rows>(row % row_step<Rows>, step / 4);
     if (index >= windows.count) return false;
     windows.locate(index, n, i, j);
     i = 2 * i + (step >> 1 & 1);
     j = 2 * j + (step & 1);
     return true;
   }
-  template <int Columns>
+  template <int Rows, int Columns>
   __device__ __forceinline__ void finish(int row, int column, int channels,
                                          const float (&sums)[thread_rows][Columns]) const {
     const uint64_t offset = get(out.dropout.offset);
@@ -190,7 +193,7 @@ struct Pool {
       if (f >= channels) return;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const unsigned index = window(row, half);
+        const unsigned index = window<Rows>(row, half);
         if (index >= windows.count) continue;
         const int64_t at = static_cast<int64_t>(index) * channels + f;
         unsigned words[4] = {~0u, ~0u, ~0u, ~0u};
@@ -219,16 +222,17 @@ struct Pool {
 
 // ---------------------------------------------------------------------------------------------
 
-template <int N>
-constexpr size_t shared_bytes = 2 * sizeof(float) * (tile_rows + N) * depth;
+template <int Rows, int N>
+constexpr size_t shared_bytes = 2 * sizeof(float) * (Rows + N) * depth;
 
-template <int N, class Source, class Finish>
-__global__ void __launch_bounds__(threads, resident_blocks(3, shared_bytes<N>))
+template <int Rows, int N, class Source, class Finish>
+__global__ void __launch_bounds__(Rows, resident_blocks(3 * 128 / Rows, shared_bytes<Rows, N>))
     gemm_kernel(Taps t, Source source, const float* __restrict__ w, Finish finish) {
   constexpr int columns = N / 8;  // of a thread
-  constexpr int source_loads = tile_rows / source_step, weight_loads = depth / weight_step<N>;
+  constexpr int source_loads = Rows / source_step<Rows>;
+  constexpr int weights_down = weight_step<Rows, N>, weight_loads = depth / weights_down;
   constexpr bool async = std::is_same_v<Source, Plain> && PYCONV_SM80;
-  __shared__ __align__(16) float source_tile[2][tile_rows * depth];
+  __shared__ __align__(16) float source_tile[2][Rows * depth];
   __shared__ __align__(16) float weight_tile[2][depth * N];
 
   const int thread = threadIdx.x;
@@ -241,7 +245,8 @@ __global__ void __launch_bounds__(threads, resident_blocks(3, shared_bytes<N>))
 #pragma unroll
   for (int i = 0; i < source_loads; ++i) {
     int n = 0, oh = 0, ow = 0;
-    const bool exists = finish.position(of_source.row + i * source_step, n, oh, ow);
+    const bool exists =
+        finish.template position<Rows>(of_source.row + i * source_step<Rows>, n, oh, ow);
     const int top = oh * t.stride_h - t.pad_top, left = ow * t.stride_w - t.pad_left;
     cursors[i].set(source, t, n, top, left, of_source.unit * 4);
     if (!exists) cursors[i].outside = ~0u;
@@ -267,7 +272,7 @@ __global__ void __launch_bounds__(threads, resident_blocks(3, shared_bytes<N>))
       const bool valid = (cursors[i].outside & next.tap) == 0;
       if constexpr (async) {
         if (slice == 0) {
-          copy_16_bytes_async(source_to + (stage * tile_rows + i * source_step) * depth,
+          copy_16_bytes_async(source_to + (stage * Rows + i * source_step<Rows>)*depth,
                               source.data + (cursors[i].offset + next.shift.offset), valid);
         }
       } else if (i / staged_source == slice) {
@@ -276,11 +281,11 @@ __global__ void __launch_bounds__(threads, resident_blocks(3, shared_bytes<N>))
     }
 #pragma unroll
     for (int i = 0; i < weight_loads; ++i) {
-      const bool valid = has_filter && of_weights.row < t.c - next.c - i * weight_step<N>;
-      const float* const from = weights + t.oc * (next.weight_row + i * weight_step<N>);
+      const bool valid = has_filter && of_weights.row < t.c - next.c - i * weights_down;
+      const float* const from = weights + t.oc * (next.weight_row + i * weights_down);
       if constexpr (PYCONV_SM80) {
         if (slice == 0) {
-          copy_16_bytes_async(weights_to + N * (stage * depth + i * weight_step<N>), from, valid);
+          copy_16_bytes_async(weights_to + N * (stage * depth + i * weights_down), from, valid);
         }
       } else if (i / staged_weights == slice) {
         weight_staged[i % staged_weights] = load_early_or_zeros(from, valid);
@@ -291,8 +296,8 @@ __global__ void __launch_bounds__(threads, resident_blocks(3, shared_bytes<N>))
     if constexpr (!async) {
 #pragma unroll
       for (int i = 0; i < staged_source; ++i) {
-        const int row = (slice * staged_source + i) * source_step;
-        *reinterpret_cast<float4*>(source_to + (stage * tile_rows + row) * depth) =
+        const int row = (slice * staged_source + i) * source_step<Rows>;
+        *reinterpret_cast<float4*>(source_to + (stage * Rows + row) * depth) =
             source.value(source_staged[i]);
       }
     }
@@ -301,14 +306,14 @@ __global__ void __launch_bounds__(threads, resident_blocks(3, shared_bytes<N>))
       for (int i = 0; i < staged_weights; ++i) {
         const int at = slice * staged_weights + i;
         if (at < weight_loads) {
-          *reinterpret_cast<float4*>(weights_to + N * (stage * depth + at * weight_step<N>)) =
+          *reinterpret_cast<float4*>(weights_to + N * (stage * depth + at * weights_down)) =
               weight_staged[i];
         }
       }
     }
   };
 
-  const Place place = place_of(thread);
+  const Place place = place_of<Rows>(thread);
   float sums[thread_rows][columns] = {};
   const auto multiply = [&](int stage, int slice) {
 #pragma unroll
@@ -317,7 +322,7 @@ __global__ void __launch_bounds__(threads, resident_blocks(3, shared_bytes<N>))
       float4 x[thread_rows];
 #pragma unroll
       for (int i = 0; i < thread_rows; ++i)
-        x[i] = *reinterpret_cast<const float4*>(from + i * row_step * depth);
+        x[i] = *reinterpret_cast<const float4*>(from + i * row_step<Rows> * depth);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         float4 f[columns / 4];
@@ -362,7 +367,7 @@ __global__ void __launch_bounds__(threads, resident_blocks(3, shared_bytes<N>))
     }
     next.next(source, t, of_source.unit);
   }
-  finish.finish(place.row, first_filter + place.column * 4, t.oc, sums);
+  finish.template finish<Rows>(place.row, first_filter + place.column * 4, t.oc, sums);
 }
 
 // flipped[tap][f][c] = w[last tap - tap][c][f]
@@ -376,19 +381,40 @@ __global__ void __launch_bounds__(256)
   });
 }
 
-template <int N, class Source, class Finish>
-const KernelOf gemm{"conv2d_gemm", gemm_kernel<N, Source, Finish>, threads,
-                    std::string(Source::name) + Finish::name + " x" + std::to_string(N)};
+template <int Rows, int N, class Source, class Finish>
+const KernelOf gemm{"conv2d_gemm", gemm_kernel<Rows, N, Source, Finish>, Rows,
+                    std::string(Source::name) + Finish::name + " " + std::to_string(Rows) + "x" +
+                        std::to_string(N)};
 const KernelOf flip_weights{"conv2d_flip_weights", flip_weights_kernel, 256};
 
+// How long tiles of rows x columns take for so many positions and filters, up to a factor: what the
+// busiest multiprocessor of a large device multiplies, over the share of multiplications in the
+// tile's main loop.
+double duration(int64_t positions, int64_t filters, int rows, int columns) {
+  constexpr int64_t multiprocessors = 132;
+  const double share = (columns == 64 ? 0.88 : 0.82) - (rows == 64 ? 0.03 : 0.0);
+  const int64_t tiles = ceil_div<int64_t>(positions, rows) * ceil_div<int64_t>(filters, columns);
+  return static_cast<double>(ceil_div(tiles, multiprocessors) * rows * columns) / share;
+}
+
+// With the tile that takes least. Sums have the same order in all of them.
 template <class Source, class Finish>
 void run(const Taps& t, const Source& source, const float* w, const Finish& finish) {
-  const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(Finish::rows(finish), tile_rows));
-  if (t.oc > 32) {
-    gemm<64, Source, Finish>(dim3(blocks, static_cast<unsigned>(ceil_div(t.oc, 64))), t, source, w,
-                             finish);
+  const int64_t positions = Finish::rows(finish);
+  int rows = 128, columns = t.oc > 32 ? 64 : 32;
+  for (const int r : {128, 64}) {
+    for (const int c : {64, 32}) {
+      if (duration(positions, t.oc, r, c) < duration(positions, t.oc, rows, columns))
+        rows = r, columns = c;
+    }
+  }
+  const dim3 blocks(static_cast<unsigned>(ceil_div<int64_t>(positions, rows)),
+                    static_cast<unsigned>(ceil_div(t.oc, columns)));
+  const auto launch = [&](const auto& kernel) { kernel(blocks, t, source, w, finish); };
+  if (rows == 128) {
+    columns == 64 ? launch(gemm<128, 64, Source, Finish>) : launch(gemm<128, 32, Source, Finish>);
   } else {
-    gemm<32, Source, Finish>(dim3(blocks), t, source, w, finish);
+    columns == 64 ? launch(gemm<64, 64, Source, Finish>) : launch(gemm<64, 32, Source, Finish>);
   }
 }
 

@@ -21,19 +21,22 @@ struct Place {
 
 namespace gemm_tiles {
 
-constexpr int threads = 128;
-constexpr int tile_rows = 128;  // positions of a block
-constexpr int thread_rows = 8;  // positions of a thread, 16 apart
-constexpr int row_step = tile_rows / thread_rows;
+// A block has 128 or 64 positions, Rows, and as many threads.
+constexpr int thread_rows = 8;  // positions of a thread, row_step apart
+template <int Rows>
+constexpr int row_step = Rows / thread_rows;
 constexpr int part_columns = 32;
 constexpr int depth = 16;         // channels of a step
 constexpr int units = depth / 4;  // 16-byte units of it
 
-// Rows row + 16 i, columns column * 4 + {0, 1, 2, 3} and for N = 64 the same 32 columns further.
+// Rows row + row_step i, columns column * 4 + {0, 1, 2, 3} and for N = 64 the same 32 columns
+// further.
+template <int Rows>
 PYCONV_HOST_DEVICE constexpr Place place_of(int thread) {
+  constexpr int warps_down = Rows / 64;
   const int lane = thread % warp_size, warp = thread / warp_size;
-  return {warp % 2 * 8 + (lane >> 1 & 1) + (lane >> 3 & 3) * 2,
-          warp / 2 * 4 + (lane & 1) + (lane >> 2 & 1) * 2};
+  return {warp % warps_down * 8 + (lane >> 1 & 1) + (lane >> 3 & 3) * 2,
+          warp / warps_down * 4 + (lane & 1) + (lane >> 2 & 1) * 2};
 }
 
 // The source's tile is [position][16 channels]. Units of four channels change places by bits 1 and
@@ -49,13 +52,14 @@ PYCONV_HOST_DEVICE constexpr int weight_at(int k, int column) {
   return k * N + column;
 }
 
-// Loads the same unit of rows 32 apart.
-constexpr int source_step = threads / units;
+// Loads the same unit of rows source_step apart.
+template <int Rows>
+constexpr int source_step = Rows / units;
 PYCONV_HOST_DEVICE constexpr Loader source_loader(int thread) {
   return {thread / units, thread % units};
 }
-template <int N>
-constexpr int weight_step = 4 * threads / N;
+template <int Rows, int N>
+constexpr int weight_step = 4 * Rows / N;
 template <int N>
 PYCONV_HOST_DEVICE constexpr Loader weight_loader(int thread) {
   return {thread / (N / 4), thread % (N / 4)};
@@ -136,6 +140,44 @@ PYCONV_HOST_DEVICE constexpr Loader weight_row_of(int thread) {
 }
 
 }  // namespace tf32_tiles
+
+namespace dense_tiles {
+
+constexpr int threads = 256, warps = threads / warp_size;
+constexpr int tile = 32;                       // rows and columns of a block
+constexpr int depth = 64;                      // terms of a step
+constexpr int warp_terms = depth / warps;      // of which each warp has some
+constexpr int loads = tile * depth / threads;  // values of an operand that a thread loads
+constexpr int thread_rows = 4, thread_columns = 8;
+
+// Which rows and columns of the tile a lane sums: see row_of.
+PYCONV_HOST_DEVICE constexpr Place place_of(int lane) { return {lane / 4, lane % 4}; }
+
+// An operand's part lies as in memory: 32 rows of 64 terms, padded so that lanes with different
+// rows meet in different banks, or 64 terms of 32 columns.
+constexpr int term_pitch = depth + 4;
+constexpr int tile_floats = tile * term_pitch;
+template <bool AlongTerms>
+PYCONV_HOST_DEVICE constexpr int tile_at(int row, int column) {
+  return row * (AlongTerms ? term_pitch : tile) + column;
+}
+static_assert(depth * tile <= tile_floats);
+
+// The rows (or columns) of a lane: in the first case `32 / Count` apart, else fours, 128 / Count
+// apart.
+template <bool AlongTerms, int Count>
+PYCONV_HOST_DEVICE constexpr int row_of(int first, int i) {
+  return AlongTerms ? first + i * (tile / Count) : first * 4 + i / 4 * (4 * tile / Count) + i % 4;
+}
+
+// Where a warp's sums wait to be added up.
+PYCONV_HOST_DEVICE constexpr int sum_at(int warp, int row, int column) {
+  return (warp * tile + row) * tile + column;
+}
+constexpr int shared_floats = 4 * tile_floats;
+static_assert(warps * tile * tile <= shared_floats);
+
+}  // namespace dense_tiles
 
 namespace first_tiles {
 

@@ -15,34 +15,36 @@ void access(const char* name, int threads, At at) {
   }
 }
 
-template <int N>
+template <int Rows, int N>
 void gemm() {
   using namespace gemm_tiles;
-  for (int i = 0; i < tile_rows / source_step; ++i) {
+  constexpr int threads = Rows;
+  for (int i = 0; i < Rows / source_step<Rows>; ++i) {
     access("gemm: store source", threads, [&](int thread) {
       const Loader l = source_loader(thread);
-      return source_at(l.row, l.unit) + i * source_step * depth;
+      return source_at(l.row, l.unit) + i * source_step<Rows> * depth;
     });
   }
-  for (int i = 0; i < depth / weight_step<N>; ++i) {
+  for (int i = 0; i < depth / weight_step<Rows, N>; ++i) {
     access("gemm: store weights", threads, [&](int thread) {
       const Loader l = weight_loader<N>(thread);
-      return weight_at<N>(l.row, l.unit * 4) + i * weight_step<N> * N;
+      return weight_at<N>(l.row, l.unit * 4) + i * weight_step<Rows, N> * N;
     });
   }
   for (int unit = 0; unit < units; ++unit) {
     for (int i = 0; i < thread_rows; ++i) {
+      const int down = i * row_step<Rows>;
       access("gemm: read source", threads, [&](int thread) {
-        return source_at(place_of(thread).row, unit) + i * row_step * depth;
+        return source_at(place_of<Rows>(thread).row, unit) + down * depth;
       });
       access("without swizzle: read source", threads,
-             [&](int thread) { return (place_of(thread).row + i * row_step) * depth + unit * 4; });
+             [&](int thread) { return (place_of<Rows>(thread).row + down) * depth + unit * 4; });
     }
   }
   for (int k = 0; k < depth; ++k) {
     for (int part = 0; part < N / part_columns; ++part) {
       access("gemm: read weights", threads, [&](int thread) {
-        return weight_at<N>(k, place_of(thread).column * 4 + part * part_columns);
+        return weight_at<N>(k, place_of<Rows>(thread).column * 4 + part * part_columns);
       });
     }
   }
@@ -116,6 +118,23 @@ void tf32() {
   }
 }
 
+template <bool AlongTerms, int Count>
+void dense() {
+  using namespace dense_tiles;
+  for (int k = 0; k < warp_terms; ++k) {
+    if (AlongTerms && k % 4 != 0) continue;
+    for (int i = 0; i < Count; i += AlongTerms ? 1 : 4) {
+      access("dense: read", threads, [&](int thread) {
+        const Place place = place_of(thread % warp_size);
+        const int first = Count == thread_rows ? place.row : place.column;
+        const int row = row_of<AlongTerms, Count>(first, i),
+                  term = thread / warp_size * warp_terms + k;
+        return AlongTerms ? tile_at<true>(row, term) : tile_at<false>(term, row);
+      });
+    }
+  }
+}
+
 void first() {
   using namespace first_tiles;
   for (int r = 0; r < kernel; ++r) {
@@ -152,8 +171,14 @@ void first() {
 }
 
 int main() {
-  gemm<64>();
-  gemm<32>();
+  gemm<128, 64>();
+  gemm<128, 32>();
+  gemm<64, 64>();
+  gemm<64, 32>();
+  dense<true, dense_tiles::thread_rows>();
+  dense<false, dense_tiles::thread_rows>();
+  dense<true, dense_tiles::thread_columns>();
+  dense<false, dense_tiles::thread_columns>();
   weights<64>();
   weights<32>();
   tf32<64>();
