@@ -58,8 +58,8 @@ class Backend:
 
     @property
     def captures(self) -> bool:
-        """Whether a training step may be captured as a graph: on "cuda", if `PYCONV_CUDA_GRAPH` is
-        not 0; on "cuda-emulated", where that saves nothing, if it is 1."""
+        """Whether training steps and forward passes may be captured as graphs: on "cuda", if
+        `PYCONV_CUDA_GRAPH` is not 0; on "cuda-emulated", where that saves nothing, if it is 1."""
         if self.name == "cpu":
             return False
         wanted = os.environ.get("PYCONV_CUDA_GRAPH") or str(int(self.name == "cuda"))
@@ -100,6 +100,11 @@ class Backend:
         return isinstance(value, self.xp.ndarray) or (
             not self.on_host and hasattr(value, "__cuda_array_interface__")
         )
+
+    def address(self, array: Any) -> int:
+        """Where an array begins in memory."""
+        address: int = array.ctypes.data if self.on_host else array.data.ptr
+        return address
 
     def adopt(self, value: Any) -> Any:
         """An array that `is_array` as one of `xp`'s, without a copy."""

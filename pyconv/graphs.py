@@ -1,4 +1,5 @@
-"""The training step as a CUDA graph: launched kernel by kernel, then captured, then replayed.
+"""Training steps and forward passes as CUDA graphs: launched kernel by kernel, then captured, then
+replayed.
 
 A graph holds addresses and numbers for good. So what changes between steps lies in one small array
 that the kernels read (:class:`StepNumbers`), a graph keeps alive whatever it was captured with, and
@@ -60,7 +61,7 @@ class StepNumbers:
 
 
 class StepGraph:
-    """The graph of a model's training step: the last one that was worth capturing."""
+    """The graph of a training step, or a forward pass: the last one that was worth capturing."""
 
     def __init__(self) -> None:
         self._failed = False
@@ -77,7 +78,7 @@ class StepGraph:
     def run(
         self, launch: Callable[[], Result], device: Backend, key: object, arrays: object
     ) -> Result:
-        """Makes a step: replays the graph, or launches kernel by kernel.
+        """Makes a step, or a forward pass: replays the graph, or launches kernel by kernel.
 
         The first of several steps with one key is launched, so that whatever happens only once
         has happened; the second is captured; those after it are replayed. A single step of another
@@ -118,8 +119,8 @@ class StepGraph:
                 raise
             self._failed = True
             warnings.warn(
-                f"The training step is not captured as a CUDA graph: {error}. It runs kernel by "
-                "kernel, which is slower. PYCONV_CUDA_GRAPH=0 does not try.",
+                f"A step is not captured as a CUDA graph: {error}. It runs kernel by kernel, which "
+                "is slower. PYCONV_CUDA_GRAPH=0 does not try.",
                 RuntimeWarning,
                 stacklevel=2,
             )

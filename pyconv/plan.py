@@ -6,6 +6,7 @@ which layers become one block are made here.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ from pyconv.blocks import (
     SoftmaxCrossEntropyBlock,
     run_blocks,
 )
+from pyconv.graphs import StepGraph
 from pyconv.kernels import Counter
 from pyconv.labels import needs_classes
 from pyconv.layers import (
@@ -123,6 +125,9 @@ class Plan:
             self._allocate_inference()
         self._records = repeated and self.device.name == "cpu"
         self._sequences: dict[int, RecordedForward] = {}
+        # A training step is captured as a whole, by the model.
+        self._captures = not training and self.device.captures
+        self._graph = StepGraph()
 
     @property
     def on_device(self) -> bool:
@@ -134,8 +139,10 @@ class Plan:
 
         Args:
             x: float32 and C-contiguous (N, *input_shape), or rows of a data set on the device.
-            keep: whether it must lie where it lay for other batches of this size.
+            keep: whether it must lie where it lay for other batches of this size, as also where
+                the forward pass is captured.
         """
+        keep = keep or self._captures
         if not isinstance(x, Rows) and self.device.is_array(x) and not keep:
             return x
         if self._inputs is None:
@@ -171,6 +178,12 @@ class Plan:
                 sequence = RecordedForward(blocks, self.device, self.capacity)
                 self._sequences[len(blocks)] = sequence
             return sequence.forward(x)
+        if self._captures:
+            arrays = [x, *(p.array for block in blocks for p in block.parameters)]
+            addresses = map(self.device.address, arrays)
+            key = (len(blocks), len(x), self.device.kernels.math_mode(), *addresses)
+            launch = functools.partial(run_blocks, blocks, x, training, step)
+            return self._graph.run(launch, self.device, key, arrays)
         return run_blocks(blocks, x, training, step)
 
     def forward_loss(
