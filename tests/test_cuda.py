@@ -6,6 +6,7 @@ The kernel tests run over the whole table of cases on these too (`target` in con
 from __future__ import annotations
 
 import contextlib
+import math
 
 import numpy as np
 import pytest
@@ -82,6 +83,13 @@ def test_tf32_of_reals_is_within_its_bound(tf32, case):
     bound = rounding * of_dx + sum_bound(9 * case.filters, of_dx * (1 + rounding))
     assert_within(dx, reference.conv2d_backward_data(dy, w, case.x, **case.geometry), bound)
 
+    dw, db = kernels.conv2d_backward_weights(dy, x, case.w, **case.geometry)
+    pixels = math.prod(dy.shape[:3])
+    _, of_dw, of_db = reference.conv2d_backward(np.abs(dy), np.abs(x), np.abs(w), **case.geometry)
+    _, wanted, wanted_db = reference.conv2d_backward(dy, x, w, **case.geometry)
+    assert_within(dw, wanted, rounding * of_dw + sum_bound(pixels, of_dw * (1 + rounding)))
+    assert_within(db, wanted_db, sum_bound(pixels, of_db))  # no product
+
 
 def test_tf32_pooling_is_that_of_its_own_convolution(tf32):
     for case in TF32_CASES:
@@ -93,6 +101,23 @@ def test_tf32_pooling_is_that_of_its_own_convolution(tf32):
         expected, argmax = kernels.max_pool2d(y)
         assert_same_bits(pooled, expected, str(case))
         np.testing.assert_array_equal(winner, np.where(expected > 0, argmax, 4))
+
+
+def has_a_window(case) -> bool:
+    geometry = case.strides, case.padding, case.dilation_rate
+    return min(kernels.window_output_size(case.x[1:3], case.kernel, *geometry)) >= 2
+
+
+@pytest.mark.parametrize("case", filter(has_a_window, TF32_CASES), ids=lambda c: c.name)
+def test_tf32_gradients_of_pooled_integers_are_exact(tf32, case):
+    x, w = integers("x", case.x), integers("w", case.w)
+    expected, winner = reference.conv2d_pool(x, w, **case.geometry)
+    dy = integers("dy", expected.shape)
+    winner = winner.astype(np.uint8)
+    got = kernels.conv2d_pool_backward(dy, winner, x, w, **case.geometry)
+    wanted = reference.conv2d_pool_backward(dy, winner, x, w, **case.geometry)
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert_same(mine, theirs)
 
 
 # ------------------------------------------------------------------------------------- the network

@@ -120,6 +120,8 @@ void backward_weights(const Conv2dShape& s, const Source& dy, const float* x, fl
                       float* db) {
   if (supports_first(s)) {
     conv2d_first_backward_weights(s, dy, x, dw, db);
+  } else if (tf32() && supports_tf32(s)) {
+    conv2d_tf32_backward_weights(s, dy, x, dw, db);
   } else if (supports_gemm(s)) {
     conv2d_gemm_backward_weights(s, dy, x, dw, db);
   } else {

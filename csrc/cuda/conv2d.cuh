@@ -6,6 +6,7 @@
 //   conv2d_gemm.cu     forward and data gradient: implicit matrix product in float32
 //   conv2d_tf32.cu     the same for 3x3 kernels on tensor cores
 //   conv2d_weights.cu  weight gradient: split over pixels, summed in a fixed order
+//   conv2d_tf32_weights.cu  the same for 3x3 kernels on tensor cores
 //   conv2d_first.cu    3x3 kernels on 3 channels
 #pragma once
 
@@ -266,6 +267,10 @@ void conv2d_tf32(const Conv2dShape& shape, const float* x, const float* w,
 template <class Source>
 void conv2d_tf32_backward_data(const Conv2dShape& shape, const Source& dy, const float* w,
                                float* dx);
+
+template <class Source>
+void conv2d_tf32_backward_weights(const Conv2dShape& shape, const Source& dy, const float* x,
+                                  float* dw, float* db);
 
 void conv2d_first(const Conv2dShape& shape, const float* x, const float* w, const Output& output);
 

@@ -13,6 +13,7 @@
 // bytes, so that the 8 rows of a matrix lie in different banks.
 #include "async_copy.cuh"
 #include "conv2d.cuh"
+#include "tensor_cores.cuh"
 
 namespace pyconv::cuda {
 
@@ -22,33 +23,15 @@ using namespace tf32_tiles;
 
 constexpr int patch_loads = ceil_div(2 * patch_pixels, threads);
 
-#if PYCONV_SM80
-__device__ __forceinline__ float to_tf32(float x) {
-  unsigned bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return __uint_as_float(bits);
-}
 __device__ __forceinline__ void load_matrices(const float* shared, unsigned (&m)[4]) {
+#if PYCONV_SM80
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
                : "r"(address)
                : "memory");
-}
-__device__ __forceinline__ void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0,
-                                             unsigned b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-#else  // never run: tf32 is refused on these devices
-__device__ __forceinline__ float to_tf32(float x) { return x; }
-__device__ __forceinline__ void load_matrices(const float*, unsigned (&)[4]) {}
-__device__ __forceinline__ void multiply_add(float (&)[4], const unsigned (&)[4], unsigned,
-                                             unsigned) {}
 #endif
+}
 
 // Tiles of an image, and the tile that this block makes.
 struct Tiles {
@@ -163,9 +146,8 @@ __global__ void __launch_bounds__(threads, resident_blocks(2, shared_bytes<N>))
     for (int i = 0; i < patch_loads; ++i) {
       const int pixel = loader.row + i * loader_step;
       if (pixel < patch_pixels) {
-        const float4 v = source.value(staged[i]);
         *reinterpret_cast<float4*>(&patch[stage][patch_at(pixel, loader.unit)]) =
-            make_float4(to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w));
+            to_tf32(source.value(staged[i]));
       }
     }
   };

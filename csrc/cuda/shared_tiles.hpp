@@ -141,6 +141,21 @@ PYCONV_HOST_DEVICE constexpr Loader weight_row_of(int thread) {
 
 }  // namespace tf32_tiles
 
+namespace tf32_weight_tiles {
+
+constexpr int taps = 9;
+constexpr int threads = taps * warp_size;
+constexpr int side = 8, pixels = side * side;  // of a tile
+constexpr int patch_side = side + 2, patch_pixels = patch_side * patch_side;
+constexpr int channels = 32, channel_units = channels / 4;  // of a block
+
+// Of 8 values more than there are: rows 1, 2 and 3 further lie 8, 16 and 24 banks further.
+constexpr int x_pitch = channels + 8;
+template <int N>
+constexpr int dy_pitch = N + 8;
+
+}  // namespace tf32_weight_tiles
+
 namespace dense_tiles {
 
 constexpr int threads = 256, warps = threads / warp_size;
