@@ -79,7 +79,7 @@ class TestTrain:
             and "on 12 images of shapes (synthetic)" in last
         )
         folder = tmp_path / "a" / "b"
-        names = ["curves.png", "history.csv", "model.safetensors"]
+        names = ["checkpoint.safetensors", "curves.png", "history.csv", "model.safetensors"]
         assert sorted(p.name for p in folder.iterdir()) == names
         header, *epochs = rows(folder / "history.csv")
         assert header[0] == "epoch"
@@ -106,7 +106,7 @@ class TestTrain:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         result = run("train", *QUICK, "--output", "out")
         assert "pip install 'pyconv[plot]'" in result.output
-        names = ["history.csv", "model.safetensors"]
+        names = ["checkpoint.safetensors", "history.csv", "model.safetensors"]
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
 
     def test_auto_falls_back_and_says_so(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyconv.callbacks.backup import BackupAndRestore
 from pyconv.callbacks.base import (
     Callback,
     CallbackList,
@@ -20,6 +21,7 @@ from pyconv.callbacks.control import (
 from pyconv.callbacks.files import CSVLogger, ModelCheckpoint, TensorBoard
 
 __all__ = [
+    "BackupAndRestore",
     "CSVLogger",
     "Callback",
     "CallbackList",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyconv.callbacks.base import Callback, Logs
+from pyconv.callbacks.base import Callback, Logs, check_save_freq
 from pyconv.callbacks.control import Monitor
 from pyconv.extras import extra
 from pyconv.saving import KERAS_ENDINGS, atomic_write
@@ -66,16 +66,10 @@ class ModelCheckpoint(Callback):
                 "save_weights_only=True in .weights.h5; Keras's whole models are not supported. "
                 f"Received: filepath={self.filepath!r}"
             )
-        if save_freq != "epoch" and (
-            isinstance(save_freq, (bool, str)) or int(save_freq) != save_freq or save_freq < 1
-        ):
-            raise ValueError(
-                "ModelCheckpoint: save_freq must be 'epoch' or a positive number of batches. "
-                f"Received: save_freq={save_freq!r}"
-            )
         # What is never compared need not tell what is better.
         self._monitor = Monitor("ModelCheckpoint", monitor, mode if save_best_only else "min")
-        self.monitor, self.verbose, self.save_freq = monitor, verbose, save_freq
+        self.monitor, self.verbose = monitor, verbose
+        self.save_freq = check_save_freq("ModelCheckpoint", save_freq)
         self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
         self.best = initial_value_threshold
         self._batches = self._epoch = 0
