@@ -1,8 +1,8 @@
 """Where a training is, in one file, so that another process can go on with it to the same bits.
 
-A checkpoint is a safetensors file. Its tensors are the weights (`weights/conv2d/kernel`) and what
-the optimizer remembers (`optimizer/velocity`), all float32. Its text metadata hold the rest, as
-JSON under the key `pyconv_checkpoint`. Nothing in it is executed.
+A checkpoint is a safetensors file. Its tensors are the weights (`weights/conv2d/kernel`), what the
+optimizer remembers (`optimizer/velocity`) and arrays of callbacks (`arrays/0`), all float32. Its
+text metadata hold the rest, as JSON under the key `pyconv_checkpoint`. Nothing in it is executed.
 
 All random numbers are functions of seeds and counters, so a few integers are their whole state.
 """
@@ -13,7 +13,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,11 @@ from pyconv.metrics import Mean
 from pyconv.optimizers.schedules import LearningRateSchedule
 
 if TYPE_CHECKING:
+    from pyconv.callbacks import Callback
     from pyconv.models import Sequential
 
 _KEY = "pyconv_checkpoint"
-_WEIGHTS, _SLOTS = "weights/", "optimizer/"
+_WEIGHTS, _SLOTS, _ARRAYS = "weights/", "optimizer/", "arrays/"
 
 
 class Run:
@@ -37,15 +38,21 @@ class Run:
 
     Attributes:
         batches, validation: what it passes over; `validation` may be None.
+        callbacks: what listens to it.
         means: the running means of the epoch's values.
         epoch: number of the epoch at hand, from 0.
         batch: how many of its batches are done.
     """
 
     def __init__(
-        self, batches: Batches, validation: Batches | None, means: dict[str, Mean], epoch: int
+        self,
+        batches: Batches,
+        validation: Batches | None,
+        callbacks: Sequence[Callback],
+        means: dict[str, Mean],
+        epoch: int,
     ) -> None:
-        self.batches, self.validation = batches, validation
+        self.batches, self.validation, self.callbacks = batches, validation, callbacks
         self.begin_epoch(epoch, means)
 
     def begin_epoch(self, epoch: int, means: dict[str, Mean]) -> None:
@@ -54,7 +61,7 @@ class Run:
         self._validation_state = None if self.validation is None else self.validation.get_state()
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what :meth:`set_state` takes, as plain data."""
+        """Returns what :meth:`set_state` takes, as plain data; callbacks are not part of it."""
         return {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -143,21 +150,29 @@ def write(
         "random": random.get_state(),
         "optimizer": {
             "iterations": optimizer.iterations,
-            "learning_rate": _constant_rate(model),
+            "learning_rate": constant_rate(model),
         },
         "history": {"epoch": history.epoch, "values": dict(history.history)},
+        "callbacks": [
+            [type(callback).__name__, state]
+            for callback in run.callbacks
+            if (state := callback.get_state())
+        ],
     }
+    arrays: list[np.ndarray] = []
     try:
         # One key, because safetensors writes several in random order.
-        metadata = {_KEY: json.dumps(_encoded(description), allow_nan=False)}
+        metadata = {_KEY: json.dumps(_encoded(description, arrays), allow_nan=False)}
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"the state of the training cannot be saved, because the history or the settings are "
-            f"not plain data: {error}"
+            f"the state of the training cannot be saved, because the history, the settings or "
+            f"the state of a callback are not plain data: {error}"
         ) from error
     tensors = {_WEIGHTS + name: value for name, value in saving.get_tensors(model).items()}
     for name, slot in optimizer.slots.items():
         tensors[_SLOTS + name] = np.ascontiguousarray(backend.to_host(slot))
+    for number, array in enumerate(arrays):
+        tensors[f"{_ARRAYS}{number}"] = np.ascontiguousarray(array)
     saving.atomic_write(path, save(tensors, metadata=metadata))
 
 
@@ -170,8 +185,8 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     tensors, description = saving.read_tensors(path, _KEY, "checkpoint", "BackupAndRestore")
-    checkpoint = Checkpoint(path, tensors, _decoded(description))
     with _reporting_damage(path):
+        checkpoint = Checkpoint(path, tensors, _decoded(description, tensors))
         _ = checkpoint.epoch, checkpoint.batch, checkpoint.epochs, checkpoint.settings
     return checkpoint
 
@@ -205,6 +220,10 @@ def restore(checkpoint: Checkpoint, model: Sequential, settings: Mapping[str, An
     with _reporting_damage(path):
         if slots and set(slots) != set(optimizer.slot_names):
             raise ValueError(f"it has the optimizer's slots {', '.join(sorted(slots))}")
+        if len({slot.shape for slot in slots.values()}) > 1 or any(
+            slot.ndim != 1 or slot.size < model.count_params() for slot in slots.values()
+        ):
+            raise ValueError("the optimizer's slots are not flat arrays of the weights' size")
         iterations, step = _count(found["optimizer"]["iterations"]), _count(found["step"])
         rate = found["optimizer"]["learning_rate"]
         rate = None if rate is None else float(rate)
@@ -215,10 +234,20 @@ def restore(checkpoint: Checkpoint, model: Sequential, settings: Mapping[str, An
         epochs = [_count(epoch) for epoch in found["history"]["epoch"]]
         values = {name: list(column) for name, column in found["history"]["values"].items()}
         seed, count = found["random"]
+        callbacks = [callback for callback in run.callbacks if callback.get_state()]
+        states = [(name, state) for name, state in found["callbacks"]]
+        if [name for name, _ in states] != [type(callback).__name__ for callback in callbacks]:
+            raise ValueError(
+                f"{path}: this training was begun with other callbacks: "
+                f"{', '.join(name for name, _ in states) or 'none'} that have a state. Received: "
+                f"{', '.join(type(callback).__name__ for callback in callbacks) or 'none'}"
+            )
         before = run.get_state()
         try:
             run.set_state(found["run"])
             random.set_state(seed, count)
+            for callback, (_, state) in zip(callbacks, states):
+                callback.set_state(state)
         except BaseException:
             run.set_state(before)
             raise
@@ -229,7 +258,7 @@ def restore(checkpoint: Checkpoint, model: Sequential, settings: Mapping[str, An
     for name, slot in optimizer.slots.items():
         backend.copy(slots[name].ravel(), slot)
     optimizer.iterations, model._step = iterations, step
-    if rate is not None and _constant_rate(model) is not None:
+    if rate is not None and constant_rate(model) is not None:
         optimizer.learning_rate = rate
     for layer in _drawing(model):
         layer.drawn_seed = seeds[layer.name]
@@ -267,13 +296,13 @@ def _facts(model: Sequential, run: Run) -> dict[str, Any]:
     }
     assert model.optimizer is not None
     config = model.optimizer.get_config()
-    if _constant_rate(model) is not None:
+    if constant_rate(model) is not None:
         del config["learning_rate"]  # callbacks may change it, so it is state
     return facts | {f"optimizer.{name}": value for name, value in config.items()}
 
 
 def _check_settings(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
-    before, now = checkpoint.settings, json.loads(json.dumps(_encoded(dict(now))))
+    before, now = checkpoint.settings, json.loads(json.dumps(_encoded(dict(now), [])))
     for name in {**now, **before}:
         if before.get(name) != now.get(name):
             raise ValueError(
@@ -292,7 +321,7 @@ def _arithmetic() -> str:
     return " ".join(parts)
 
 
-def _constant_rate(model: Sequential) -> float | None:
+def constant_rate(model: Sequential) -> float | None:
     """The learning rate; None if it follows a schedule, which the iterations are the state of."""
     assert model.optimizer is not None
     rate = model.optimizer._learning_rate
@@ -330,21 +359,27 @@ class _reporting_damage:
 # JSON has no numbers that are not finite, and the loss of a failed training is one.
 
 
-def _encoded(value: Any) -> Any:
+def _encoded(value: Any, arrays: list[np.ndarray]) -> Any:
+    """Plain data for JSON; float32 arrays are appended to `arrays`."""
+    if isinstance(value, np.ndarray) and value.dtype == np.float32:
+        arrays.append(value)
+        return {"array": len(arrays) - 1}
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):
         return {"not finite": repr(value)}
     if isinstance(value, dict):
-        return {name: _encoded(part) for name, part in value.items()}
+        return {name: _encoded(part, arrays) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_encoded(part) for part in value]
+        return [_encoded(part, arrays) for part in value]
     return value
 
 
-def _decoded(value: Any) -> Any:
+def _decoded(value: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     if isinstance(value, dict):
+        if set(value) == {"array"}:
+            return tensors[f"{_ARRAYS}{value['array']}"]
         if set(value) == {"not finite"}:
             return float(value["not finite"])
-        return {name: _decoded(part) for name, part in value.items()}
-    return [_decoded(part) for part in value] if isinstance(value, list) else value
+        return {name: _decoded(part, tensors) for name, part in value.items()}
+    return [_decoded(part, tensors) for part in value] if isinstance(value, list) else value

@@ -526,7 +526,8 @@ class Sequential:
         listeners = self._listeners(callbacks, batches, verbose, own, epochs=epochs)
         self.stop_training = False
         logs: Logs | None = None
-        self._run = run = Run(batches, validation, self._means(), initial_epoch)
+        callbacks = listeners.callbacks
+        self._run = run = Run(batches, validation, callbacks, self._means(), initial_epoch)
         listeners.on_train_begin()  # may change where the run is
         try:
             with backend.current().running():

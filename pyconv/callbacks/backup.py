@@ -25,7 +25,7 @@ class BackupAndRestore(Callback):
     arrays, for an :class:`~pyconv.preprocessing.image.ImageDataGenerator`'s `flow`, and for
     whatever else makes the same batches again in a new process. Saved are the weights, the
     optimizer's state, the seeds and counters of all that is random in pyconv, the position in the
-    epoch with the means so far, and the history. Other callbacks begin anew.
+    epoch with the means so far, the history, and what other callbacks' `get_state` returns.
 
     The file is replaced as a whole or not at all, so there always is a good one. In the main
     thread, Ctrl-C (SIGINT) and SIGTERM take effect after the batch at hand, when that has been
@@ -77,6 +77,7 @@ class BackupAndRestore(Callback):
         self._batches = 0
         self._saved_at = 0.0
         self._training = self._complete = False
+        self._rate: float | None = None
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -88,14 +89,24 @@ class BackupAndRestore(Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.backup_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
+        self._rate = None
         if self.path.exists():
             checkpoints.restore(checkpoints.read(self.path), self.model, self.settings)
+            self._rate = checkpoints.constant_rate(self.model)
         run = self.model._run
         assert run is not None
         self._complete = run.epoch >= self.params["epochs"]
         self._batches, self._saved_at = 0, time.monotonic()
         self._training = True
         self._postpone_signals()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        run, optimizer = self.model._run, self.model.optimizer
+        assert run is not None and optimizer is not None
+        if run.batch and self._rate is not None:
+            # This epoch has begun once before; a LearningRateScheduler must not act twice.
+            optimizer.learning_rate = self._rate
+        self._rate = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches += 1
@@ -117,7 +128,9 @@ class BackupAndRestore(Callback):
         if self._complete and self.delete_checkpoint:
             self.path.unlink(missing_ok=True)
         self._release_signals()
-        self._deliver_signal()
+        if self._complete:  # else something has ended training already
+            self._deliver_signal()
+        self._signal = None
 
     def _between_batches(self, due: bool) -> None:
         if due or self._signal is not None:

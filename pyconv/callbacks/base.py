@@ -44,10 +44,12 @@ class Callback:
         model: the model that is trained.
         params: a dict with "epochs", "steps" (batches in an epoch), "samples", "batch_size" and
             "verbose". What is not known of generated batches is None.
+        state_names: names of the attributes that :meth:`get_state` returns.
         comes_last: whether it is called after all that are not, whatever the order in the list.
     """
 
     comes_last = False
+    state_names: tuple[str, ...] = ()
     model: Sequential
     params: dict[str, Any]
 
@@ -56,6 +58,19 @@ class Callback:
 
     def set_params(self, params: dict[str, Any]) -> None:
         self.params = params
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what the callback has to know to go on with a training that was cut off.
+
+        Plain data and float32 arrays, by name; see :class:`BackupAndRestore`. By default the
+        attributes named in `state_names`.
+        """
+        return {name: getattr(self, name) for name in self.state_names}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over what :meth:`get_state` returned elsewhere; called after `on_train_begin`."""
+        for name in self.state_names:
+            setattr(self, name, state[name])
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Called before the first epoch."""

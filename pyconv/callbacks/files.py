@@ -47,6 +47,8 @@ class ModelCheckpoint(Callback):
         >>> ModelCheckpoint("{epoch:02d}-{val_loss:.2f}.safetensors", save_best_only=True)
     """
 
+    state_names = ("best", "_batches")
+
     def __init__(
         self,
         filepath: str | os.PathLike[str],
@@ -144,6 +146,15 @@ class CSVLogger(Callback):
         self._text = io.StringIO()
         self._names: list[str] | None = None
 
+    def get_state(self) -> dict[str, Any]:
+        return {"text": self._text.getvalue(), "names": self._names}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._text = io.StringIO(newline="")
+        self._text.write(state["text"])
+        self._names = state["names"]
+        atomic_write(self.filename, state["text"].encode())
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         before = ""
         if self.append and os.path.exists(self.filename):
@@ -188,6 +199,8 @@ class TensorBoard(Callback):
         ImportError: when training begins, if tensorboard is not installed.
         TypeError, ValueError: if an argument is unknown, out of range or not supported.
     """
+
+    state_names = ("_batches",)
 
     def __init__(
         self,
