@@ -274,9 +274,9 @@ def prepared(
 
 def makes_batches(x: Any, y: Any = None) -> bool:
     """Whether `x` is something that makes batches rather than the samples themselves."""
-    if isinstance(x, (np.ndarray, str, bytes, dict)) or hasattr(x, "__array__"):
+    if isinstance(x, (np.ndarray, str, bytes, dict)):
         return False
-    if hasattr(x, "__cuda_array_interface__"):
+    if any(hasattr(x, n) for n in ("__array__", "__dlpack__", "__cuda_array_interface__")):
         return False
     if isinstance(x, (list, tuple)):
         # A list of numbers is samples, a list of pairs with no labels beside it is batches.
@@ -316,7 +316,8 @@ def samples_alone(batch: Any) -> Any:
 
 
 def as_array(value: Any) -> Any:
-    """What other libraries' tensors hold as NumPy's array; arrays as they are."""
+    """What other libraries' tensors hold as an array; arrays as they are."""
+    value = backend.shared(value)
     if isinstance(value, np.ndarray) or hasattr(value, "__cuda_array_interface__"):
         return value
     return np.asarray(value) if hasattr(value, "__array__") else value

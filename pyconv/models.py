@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from pyconv.data import (
 from pyconv.graphs import StepGraph, StepNumbers
 from pyconv.layers import Input, Layer, Parameter
 from pyconv.layers.base import Shape, assign, sample_shape, snake_case
+from pyconv.names import missing
 from pyconv.plan import (
     Batch,
     FlatParameters,
@@ -1241,3 +1242,9 @@ def _shape_hint(received: tuple[int, ...], expected: tuple[int, ...]) -> str:
     if math.prod(received[1:]) == math.prod(expected):
         return f". The number of values is right: x.reshape(-1, {', '.join(map(str, expected))})"
     return ""
+
+
+if not TYPE_CHECKING:  # a type checker shall report what there is not
+
+    def __getattr__(name: str) -> Any:
+        raise missing(__name__, name, __all__)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pyconv import kernels, random
+from pyconv import backend, kernels, random
 
 __all__ = ["ImageDataGenerator", "NumpyArrayIterator"]
 
@@ -727,7 +727,7 @@ def _images(x: Any, name: str, axes: int) -> np.ndarray:
             f"{name}: images are changed on the host, so a NumPy array is expected. "
             f"Received: {type(x).__name__}. Copy it with cupy.asnumpy"
         )
-    x = np.asarray(x)
+    x = np.asarray(backend.shared(x))
     if x.dtype.kind not in "buif":
         raise TypeError(f"{name}: expected real numbers. Received: dtype {x.dtype}")
     if x.ndim != axes or not all(x.shape[-3:]):
