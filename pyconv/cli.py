@@ -518,16 +518,21 @@ def _report(
 
 def _check_writable(folder: Path) -> None:
     """Finds out before hours of training, not after, that the results could not be written."""
+    from pyconv.saving import remove_leftovers
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{secrets.token_hex(4)}.tmp"
+        probe = folder / f".probe.{secrets.token_hex(4)}.tmp"
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         raise click.ClickException(
             f"cannot write to {folder}: {error.strerror or error}. Choose another --output."
         ) from error
-    for name in ("model.safetensors", "history.csv", "curves.png", "checkpoint.safetensors"):
+    names = ("model.safetensors", "history.csv", "curves.png", "checkpoint.safetensors")
+    for name in (*names, "probe"):
+        remove_leftovers(folder / name)
+    for name in names:
         if (folder / name).exists() and not (folder / name).is_file():
             raise click.ClickException(
                 f"{folder / name} is there and is not a file. Choose another --output."
