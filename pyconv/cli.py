@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 SIGNALLED = 128  # plus the signal's number: the status of what a signal ended, as in shells
-SAVE_SECONDS = 10  # that are lost at most if training is cut off within an epoch
+SAVE_SECONDS = 10  # between checkpoints within an epoch
+SAVE_SHARE = 0.01  # of the time, at most, for checkpoints
 
 TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "shapes": "shapes (synthetic)"}
 CLASS_NAMES: dict[str, Sequence[str]] = {
@@ -218,7 +219,11 @@ def train(
         "limit": limit,
     }
     backup = BackupAndRestore(
-        output, delete_checkpoint=False, save_seconds=SAVE_SECONDS, settings=settings
+        output,
+        delete_checkpoint=False,
+        save_seconds=SAVE_SECONDS,
+        max_share=SAVE_SHARE,
+        settings=settings,
     )
     if resume:
         click.echo(_where_it_goes_on(checkpoint, epochs, output))

@@ -32,6 +32,7 @@ from pyconv.callbacks import (
     ModelCheckpoint,
     ReduceLROnPlateau,
 )
+from pyconv.callbacks import backup as backup_module
 from pyconv.layers import Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
 from pyconv.models import Sequential, load_model
 from pyconv.optimizers import SGD, Adam, schedules
@@ -328,12 +329,43 @@ def test_save_freq(options, expected, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [4, 12, 16]),
+        ({"save_seconds": 0}, [1, 6, 11, 16]),
+        ({"save_freq": 3}, [3, 6, 9, 12, 15]),
+    ],
+)
+def test_max_share(options, expected, tmp_path, monkeypatch):
+    """Seconds pass only where they are made to: 3 a batch, 0.15 a save, which are 1 % of five batches."""
+    now, write = 0.0, checkpoints.write
+
+    def spend(seconds):
+        nonlocal now
+        now += seconds
+
+    def slow(*arguments):
+        write(*arguments)
+        spend(0.15)
+
+    monkeypatch.setattr(backup_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(checkpoints, "write", slow)
+    backup = BackupAndRestore(tmp_path, delete_checkpoint=False, max_share=0.01, **options)
+    written = Written(backup.path)
+    pass_time = LambdaCallback(on_train_batch_begin=lambda *_: spend(3))
+    new_model().fit(*data(), BATCH, 4, verbose=0, callbacks=[backup, written, pass_time])
+    assert written.batches == expected
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"save_freq": 0}, "save_freq must be 'epoch' or a positive number"),
         ({"save_freq": "batch"}, "Received: save_freq='batch'"),
         ({"save_freq": True}, "Received: save_freq=True"),
         ({"save_seconds": -1}, "save_seconds must be at least 0"),
+        ({"max_share": 0}, "max_share must be in 0 < max_share < 1. Received: max_share=0"),
+        ({"max_share": 1}, "max_share must be in"),
         ({"backup_dir": ""}, "backup_dir must name a folder"),
     ],
 )
@@ -679,7 +711,7 @@ import sys
 from pyconv import cli
 from pyconv.datasets import shapes
 cli.LOADERS["shapes"] = cli.LOADERS["mnist"] = lambda: shapes.load_data(n_train=200, n_test=20)
-cli.SAVE_SECONDS = 0  # so every moment is one at which something is being saved
+cli.SAVE_SECONDS, cli.SAVE_SHARE = 0, None  # so at every moment something is being saved
 cli.main()
 """
 TRAIN = ["train", "--data", "shapes", "--batch-size", "20", "--epochs", "3", "--threads", "1"]

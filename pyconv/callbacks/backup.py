@@ -39,6 +39,9 @@ class BackupAndRestore(Callback):
         delete_checkpoint: whether the file is removed when training has come to its end.
         save_seconds: saves within an epoch as well, when so many seconds have passed since the
             last time; None: does not.
+        max_share: the share of the time that saving may take, e.g. 0.01: a save at the end of an
+            epoch, or for `save_seconds`, is left out if the one before took too long for that. The
+            one at the end of training never is. None: no limit.
         settings: plain data by name, e.g. ``{"data": "cifar10"}``, that must be the same when
             training goes on.
 
@@ -61,6 +64,7 @@ class BackupAndRestore(Callback):
         delete_checkpoint: bool = True,
         *,
         save_seconds: float | None = None,
+        max_share: float | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         if not os.fspath(backup_dir):
@@ -73,9 +77,15 @@ class BackupAndRestore(Callback):
         self.backup_dir = Path(backup_dir)
         self.save_freq = check_save_freq("BackupAndRestore", save_freq)
         self.delete_checkpoint = bool(delete_checkpoint)
-        self.save_seconds, self.settings = save_seconds, dict(settings or {})
+        if max_share is not None and not 0 < max_share < 1:
+            raise ValueError(
+                "BackupAndRestore: max_share must be in 0 < max_share < 1. "
+                f"Received: max_share={max_share!r}"
+            )
+        self.save_seconds, self.max_share = save_seconds, max_share
+        self.settings = dict(settings or {})
         self._batches = 0
-        self._saved_at = 0.0
+        self._saved_at = self._took = 0.0  # seconds
         self._training = self._complete = False
         self._rate: float | None = None
         self._signal: int | None = None
@@ -111,8 +121,8 @@ class BackupAndRestore(Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches += 1
         due = self.save_freq != "epoch" and self._batches % int(self.save_freq) == 0
-        if self.save_seconds is not None:
-            due = due or time.monotonic() - self._saved_at >= self.save_seconds
+        if self.save_seconds is not None and self._seconds_since() >= self.save_seconds:
+            due = due or self._is_affordable()
         self._between_batches(due)
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -120,8 +130,9 @@ class BackupAndRestore(Callback):
             self._between_batches(False)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._between_batches(self.save_freq == "epoch")
-        self._complete = epoch + 1 >= self.params["epochs"] or self.model.stop_training
+        is_last = epoch + 1 >= self.params["epochs"] or self.model.stop_training
+        self._between_batches(self.save_freq == "epoch" and (is_last or self._is_affordable()))
+        self._complete = is_last
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._training = False
@@ -137,7 +148,14 @@ class BackupAndRestore(Callback):
             self._save()
         self._deliver_signal()
 
+    def _seconds_since(self) -> float:
+        return time.monotonic() - self._saved_at
+
+    def _is_affordable(self) -> bool:
+        return self.max_share is None or self._took <= self.max_share * self._seconds_since()
+
     def _save(self) -> None:
+        start = time.monotonic()
         try:
             checkpoints.write(self.path, self.model, self.params["epochs"], self.settings)
         except OSError as error:
@@ -147,6 +165,7 @@ class BackupAndRestore(Callback):
                 "Make room, or the folder writable, and train on."
             ) from error
         self._saved_at = time.monotonic()
+        self._took = self._saved_at - start
 
     def _postpone_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread():
