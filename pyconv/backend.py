@@ -28,6 +28,10 @@ __all__ = [
 
 DEVICES = ("auto", "cpu", "cuda", "cuda-emulated")
 
+# Where DLPack says that something is: DLDeviceType in dlpack.h.
+_ON_HOST = (1, 3)  # memory, pinned or not
+_ON_CUDA = (2, 13)  # a GPU's memory, managed or not
+
 _LINE = 64  # bytes in a cache line, and in a vector register of AVX-512
 
 _device: str | None = None
@@ -120,7 +124,8 @@ class Backend:
 
     def advice(self, value: Any) -> str:
         """What to do about an array of another device; empty if it is not one."""
-        if self.on_host and hasattr(value, "__cuda_array_interface__"):
+        where = _dlpack_device(value)
+        if self.on_host and (hasattr(value, "__cuda_array_interface__") or where in _ON_CUDA):
             return (
                 f"It lies on a GPU, but the device is {self.name!r}: copy it with cupy.asnumpy, "
                 "or choose pyconv.set_device('cuda')."
@@ -130,6 +135,8 @@ class Backend:
                 f"It is NumPy's, but the device is {self.name!r}: copy it with cupy.asarray, or "
                 "choose pyconv.set_device('cpu')."
             )
+        if where is not None and where not in _ON_HOST + _ON_CUDA:
+            return f"It lies on another device (DLPack's number {where}): copy it to the host."
         return ""
 
     def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
@@ -154,6 +161,44 @@ class Backend:
         array = self.empty(host.shape, host.dtype)
         array.set(host, stream=self.stream)
         return array
+
+
+def shared(value: Any) -> Any:
+    """What another library keeps, by DLPack, as an array of the device in use or NumPy's.
+
+    Nothing is copied: both have the same memory. Arrays of the device, NumPy's, and what is no
+    array or lies where it cannot be used come back as they are.
+
+    Raises:
+        TypeError: if the library does not hand it out, or if it holds what NumPy has no dtype for.
+    """
+    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
+        return value
+    device, where = current(), _dlpack_device(value)
+    if device.is_array(value) or hasattr(value, "__cuda_array_interface__"):
+        return value
+    try:
+        if where in _ON_HOST:
+            return np.from_dlpack(value)
+        if where in _ON_CUDA and not device.on_host:
+            return device.xp.from_dlpack(value)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"Expected what can be shared by DLPack. Received: {type(value).__name__}, for which "
+            f"that fails: {error}. Detach it from its gradients (detach() in PyTorch), and make it "
+            "float32 or another dtype that NumPy has; a read-only one needs NumPy 2.1 or a copy."
+        ) from error
+    return value
+
+
+def _dlpack_device(value: Any) -> int | None:
+    """The number of the kind of device that it lies on; None if it does not say."""
+    if not hasattr(value, "__dlpack_device__"):
+        return None
+    try:
+        return int(value.__dlpack_device__()[0])
+    except (BufferError, RuntimeError, TypeError, ValueError):
+        return None
 
 
 def to_host(array: Any) -> np.ndarray:

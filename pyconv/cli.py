@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import platform
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,10 +25,14 @@ from pyconv.utils import set_random_seed, to_categorical
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from pyconv.checkpoints import Checkpoint
     from pyconv.models import Sequential
+    from pyconv.preprocessing.image import ImageDataGenerator
 
 Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+SIGNALLED = 128  # plus the signal's number: the status of what a signal ended, as in shells
+SAVE_SECONDS = 10  # between checkpoints within an epoch
+SAVE_SHARE = 0.01  # of the time, at most, for checkpoints
 
 TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "shapes": "shapes (synthetic)"}
 CLASS_NAMES: dict[str, Sequence[str]] = {
@@ -44,13 +51,15 @@ class _Program(click.Group):
     """Turns exceptions into one line on stderr and an exit status, unless PYCONV_DEBUG=1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        ctx.obj = stop = _Stop()
         try:
-            return super().invoke(ctx)
+            with stop.heeding_sigterm():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
-            ctx.exit(INTERRUPTED)
+            ctx.exit(stop.status)
         except Exception as error:
             if os.environ.get("PYCONV_DEBUG") == "1":
                 raise
@@ -60,6 +69,27 @@ class _Program(click.Group):
             raise click.ClickException(
                 text if expected else f"{type(error).__name__}: {text}"
             ) from error
+
+
+class _Stop:
+    """Makes SIGTERM stop the program like Ctrl-C, and knows which one did."""
+
+    status = SIGNALLED + signal.SIGINT
+
+    @contextlib.contextmanager
+    def heeding_sigterm(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _receive(self, *_: object) -> None:
+        self.status = SIGNALLED + signal.SIGTERM
+        raise KeyboardInterrupt
 
 
 def _threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,7 +134,7 @@ def main() -> None:
     type=click.IntRange(0, 2**32 - 1),
     default=0,
     show_default=True,
-    help="Seed of weights, order and dropout.",
+    help="Seed of weights, order, dropout and augmentation.",
 )
 @_threads_option
 @_device_option
@@ -113,13 +143,24 @@ def main() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("pyconv-run"),
     show_default=True,
-    help="Folder for model.safetensors, history.csv and curves.png.",
+    help="Folder for model.safetensors, history.csv, curves.png and checkpoint.safetensors.",
 )
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     metavar="N",
     help="Use only the first N training images and N/5 test images.",
+)
+@click.option(
+    "--augment",
+    is_flag=True,
+    help="Shift images at random, by up to a tenth of their size, and mirror every other one "
+    "(not digits, of MNIST).",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in the output folder, with its options; more --epochs are allowed.",
 )
 @click.pass_context
 def train(
@@ -132,37 +173,69 @@ def train(
     device: str | None,
     output: Path,
     limit: int | None,
+    augment: bool,
+    resume: bool,
 ) -> None:
     """Train the tutorial's network on a data set.
 
-    Ctrl-C stops it and saves what has been trained so far.
+    Ctrl-C or SIGTERM stops it after the batch at hand and saves what has been trained so far. After
+    that, or whatever else ended it, the same command with --resume goes on, and ends with the same
+    weights as a run that was never stopped.
     """
     from pyconv.applications import tutorial_network
+    from pyconv.callbacks import BackupAndRestore
 
     _check_writable(output)
     _set_threads(threads)
     _set_device(device)
+    checkpoint = _checkpoint(output) if resume else None
+    if checkpoint is not None:
+        data, batch_size, seed, augment, limit, epochs = _options_of(checkpoint, ctx)
     set_random_seed(seed)
 
     data, (train_split, test_split) = _load(data)
     if limit is not None:
         train_split = _first(train_split, limit)
         test_split = _first(test_split, max(1, limit // 5))
-    # The images stay on the device, where batches are gathered.
     to_device = pyconv.backend.current().to_device
     x, y = _prepare(*train_split)
     x_test, y_test = _prepare(*test_split)
-    x, x_test = to_device(x), to_device(x_test)
+    x_test = to_device(x_test)
     click.echo(f"Training on {len(x):,} images of {TITLES[data]}.")
 
     model = tutorial_network(x.shape[1:], classes=10)
     _compile(model)
+    batches: dict[str, Any]
+    if augment:
+        batches = {"x": _augmented(data).flow(x, y, batch_size=batch_size)}
+    else:
+        # The images stay on the device, where batches are gathered.
+        batches = {"x": to_device(x), "y": y, "batch_size": batch_size}
+    settings = {
+        "data": data,
+        "batch_size": batch_size,
+        "seed": seed,
+        "augment": augment,
+        "limit": limit,
+    }
+    backup = BackupAndRestore(
+        output,
+        delete_checkpoint=False,
+        save_seconds=SAVE_SECONDS,
+        max_share=SAVE_SHARE,
+        settings=settings,
+    )
+    if resume:
+        click.echo(_where_it_goes_on(checkpoint, epochs, output))
+    elif backup.path.exists():
+        click.echo(f"Training anew: what --resume would have gone on with in {output} is dropped.")
+        backup.path.unlink()
     history = model.fit(
-        x, y, batch_size=batch_size, epochs=epochs, validation_data=(x_test, y_test)
+        **batches, epochs=epochs, validation_data=(x_test, y_test), callbacks=[backup]
     )
     _save_run(model, history.history, output)
     if history.interrupted:
-        ctx.exit(INTERRUPTED)
+        ctx.exit(ctx.obj.status)
     _report(model, data, x_test, y_test, batch_size)
 
 
@@ -361,6 +434,64 @@ def _load(data: str) -> tuple[str, tuple[Split, Split]]:
         return "shapes", LOADERS["shapes"]()
 
 
+def _augmented(data: str) -> ImageDataGenerator:
+    """The tutorial's augmentation; a mirrored digit is none."""
+    from pyconv.preprocessing.image import ImageDataGenerator
+
+    return ImageDataGenerator(
+        width_shift_range=0.1, height_shift_range=0.1, horizontal_flip=data != "mnist"
+    )
+
+
+def _checkpoint(folder: Path) -> Checkpoint | None:
+    from pyconv import checkpoints
+    from pyconv.callbacks import BackupAndRestore
+
+    path = BackupAndRestore(folder).path
+    return checkpoints.read(path) if path.exists() else None
+
+
+def _options_of(checkpoint: Checkpoint, ctx: click.Context) -> list[Any]:
+    """The options that a run was begun with, which those that are given must agree with."""
+    options = {option.name: option for option in ctx.command.params}
+    values: list[Any] = []
+    before = checkpoint.settings | {"epochs": checkpoint.epochs}
+    for name in ("data", "batch_size", "seed", "augment", "limit", "epochs"):
+        value = options[name].type_cast_value(ctx, before.get(name))
+        given = ctx.params[name]
+        is_default = ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
+        if name == "epochs" and not is_default and given >= value:
+            value = given
+        elif not is_default and given not in (value, "auto"):
+            option = options[name].opts[0]
+            raise click.UsageError(
+                f"{checkpoint.path.parent} was begun with {_as_typed(option, value)}, so --resume "
+                f"cannot go on with {_as_typed(option, given)}. Leave it out, or choose another "
+                "--output."
+            )
+        values.append(value)
+    return values
+
+
+def _as_typed(option: str, value: Any) -> str:
+    if value is None or value is False:
+        return f"no {option}"
+    return option if value is True else f"{option} {value}"
+
+
+def _where_it_goes_on(checkpoint: Checkpoint | None, epochs: int, folder: Path) -> str:
+    if checkpoint is None:
+        return f"There is no checkpoint in {folder}, so training starts afresh."
+    if checkpoint.epoch >= epochs:
+        return (
+            f"The run in {folder} is finished: it has all {epochs} epochs. Give it more --epochs."
+        )
+    done = f"{checkpoint.epoch} of {epochs} epochs"
+    if checkpoint.batch:
+        done += f" and {checkpoint.batch} batches of the next one"
+    return f"Going on with the run in {folder} after {done}."
+
+
 def _first(split: Split, n: int) -> Split:
     images, labels = split
     return images[:n], labels[:n]
@@ -392,16 +523,21 @@ def _report(
 
 def _check_writable(folder: Path) -> None:
     """Finds out before hours of training, not after, that the results could not be written."""
+    from pyconv.saving import remove_leftovers
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{secrets.token_hex(4)}.tmp"
+        probe = folder / f".probe.{secrets.token_hex(4)}.tmp"
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         raise click.ClickException(
             f"cannot write to {folder}: {error.strerror or error}. Choose another --output."
         ) from error
-    for name in ("model.safetensors", "history.csv", "curves.png"):
+    names = ("model.safetensors", "history.csv", "curves.png", "checkpoint.safetensors")
+    for name in (*names, "probe"):
+        remove_leftovers(folder / name)
+    for name in names:
         if (folder / name).exists() and not (folder / name).is_file():
             raise click.ClickException(
                 f"{folder / name} is there and is not a file. Choose another --output."

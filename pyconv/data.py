@@ -45,7 +45,7 @@ class ArrayBatches:
         self, x: np.ndarray, y: np.ndarray | None, batch_size: int, seed: int | None = None
     ) -> None:
         self._x, self._y = x, np.empty((len(x), 0), np.float32) if y is None else y
-        self._seed = seed
+        self._seed, self.shuffled = seed, seed is not None
         self.batch_size = batch_size
         self.samples = len(x)
         self.steps = math.ceil(len(x) / batch_size)
@@ -53,13 +53,22 @@ class ArrayBatches:
         self.ran_out = False
         self._buffers: dict[int, np.ndarray] = {}
 
-    def take(self, epoch: int = 0) -> Generator[Pair, None, None]:
-        """Yields the batches; each lasts until the next."""
+    def get_state(self) -> dict[str, Any]:
+        """Returns what :meth:`set_state` takes to serve the same batches again, as plain data."""
+        return {"seed": self._seed}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over the orders of the batches that the state is of."""
+        seed = state["seed"]
+        self._seed = None if seed is None else random.integer_seed(seed, 64)
+
+    def take(self, epoch: int = 0, start: int = 0) -> Generator[Pair, None, None]:
+        """Yields the batches from number `start` on; each lasts until the next."""
         order = None
         if self._seed is not None:
             order = random.generator(self._seed, epoch).permutation(self.samples)
         on_device = None if isinstance(self._x, np.ndarray) else self._on_device(order)
-        for first in range(0, self.samples, self.batch_size):
+        for first in range(start * self.batch_size, self.samples, self.batch_size):
             rows = slice(first, min(first + self.batch_size, self.samples))
             indices = None if order is None else order[rows]
             x: Batch
@@ -103,6 +112,9 @@ class GeneratedBatches:
     number, so that several threads may make them; its `on_epoch_end` is called, if it has one,
     after every pass. Everything else is iterated over, by one thread at a time.
 
+    A source that changes from pass to pass may have methods `get_state`, which returns plain data,
+    and `set_state`: they are asked for, and given, its state at the beginning of a pass.
+
     Args:
         source: the iterable.
         convert: checks a batch and makes it what :meth:`take` yields; called by the thread that
@@ -118,6 +130,7 @@ class GeneratedBatches:
 
     samples: int | None = None
     batch_size: int | None = None
+    shuffled: bool | None = None
     largest = 0
 
     def __init__(
@@ -132,15 +145,38 @@ class GeneratedBatches:
         self._length = len(source) if hasattr(source, "__len__") else None
         self._indexed = self._length is not None and hasattr(source, "__getitem__")
         self._workers, self._max_queue_size = workers, max_queue_size
-        self._position = 0  # in an indexed source
-        self._iterator: Iterator[Any] | None = None  # over another one
+        self._position = 0  # in the pass at hand
+        self._iterator: Iterator[Any] | None = None  # over what cannot be indexed
+        self._skipped = 0  # batches that it first has to pass over
+        self._state_of_pass: Any = None  # the source's, when the pass began
         self.steps = self._length if steps is None else steps
         self.ran_out = False
 
-    def take(self, epoch: int = 0) -> Generator[Pair, None, None]:
-        """Yields the batches of the next epoch, whatever its number."""
-        done = 0
-        for batch in self._indexed_batches() if self._indexed else self._iterated_batches():
+    def get_state(self) -> dict[str, Any]:
+        """Returns what :meth:`set_state` takes to go on from here, as plain data."""
+        state = self._state_of_pass if self._position else self._source_state()
+        return {"position": self._position, "source": state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where others were, given the same source.
+
+        What cannot be indexed begins its pass anew, and its first batches are made once more and
+        dropped.
+        """
+        self._position = self._skipped = int(state["position"])
+        self._iterator = None
+        self._state_of_pass = state["source"]
+        if self._state_of_pass is not None and hasattr(self._source, "set_state"):
+            self._source.set_state(self._state_of_pass)
+
+    def _source_state(self) -> Any:
+        return self._source.get_state() if hasattr(self._source, "get_state") else None
+
+    def take(self, epoch: int = 0, start: int = 0) -> Generator[Pair, None, None]:
+        """Yields the batches of the next epoch, whatever its number, but for the first `start`."""
+        done = start
+        left = math.inf if self.steps is None else self.steps - start
+        for batch in self._indexed_batches(left) if self._indexed else self._iterated_batches(left):
             yield self._convert(batch)
             done += 1
         if done == 0 or (self.steps is not None and done < self.steps):
@@ -154,40 +190,48 @@ class GeneratedBatches:
                 stacklevel=3,
             )
 
-    def _indexed_batches(self) -> Iterator[Any]:
-        assert self._length is not None and self.steps is not None
-        left = self.steps
-        while left > 0 and self._length > 0:
-            last = min(self._position + left, self._length)
-            numbers = range(self._position, last)
+    def _indexed_batches(self, left: float) -> Iterator[Any]:
+        assert self._length is not None
+        while self._length > 0:
+            if self._position == self._length:
+                self._position = 0
+                if hasattr(self._source, "on_epoch_end"):
+                    self._source.on_epoch_end()
+            if left == 0:
+                return
+            if self._position == 0:
+                self._state_of_pass = self._source_state()
+            numbers = range(self._position, min(self._position + int(left), self._length))
             tasks = (partial(operator.getitem, self._source, number) for number in numbers)
-            yield from self._prepared(tasks, self._workers)
-            left -= last - self._position
-            self._position = last % self._length
-            if self._position == 0 and hasattr(self._source, "on_epoch_end"):
-                self._source.on_epoch_end()
+            for batch in self._prepared(tasks, self._workers):
+                self._position += 1
+                left -= 1
+                yield batch
 
-    def _iterated_batches(self) -> Iterator[Any]:
-        left = math.inf if self.steps is None else self.steps
+    def _iterated_batches(self, left: float) -> Iterator[Any]:
         while left > 0:
-            starts = self._iterator is None or self.steps is None
-            if starts:
+            if self._iterator is None or self.steps is None:
+                if not self._skipped:
+                    self._state_of_pass = self._source_state()
                 self._iterator = iter(self._source)
-            found = 0
+                self._position, self._skipped = self._skipped, 0
+                for _ in range(self._position):
+                    next(self._iterator, _END)
             task = partial(next, self._iterator, _END)
             # One thread: a generator cannot be asked by two at once.
             tasks = repeat(task) if self.steps is None else repeat(task, int(left))
             for batch in self._prepared(tasks, min(self._workers, 1)):
                 if batch is _END:
                     break
-                found += 1
+                self._position += 1
+                left -= 1
                 yield batch
             else:
                 return
-            left -= found
             anew = self._iterator is not self._source  # a generator is its own iterator
-            self._iterator = None
-            if self.steps is None or not anew or (starts and not found):
+            empty = self._position == 0
+            self._iterator, self._position = None, 0
+            if self.steps is None or not anew or empty:
                 return
 
     def _prepared(self, tasks: Iterable[Callable[[], Any]], workers: int) -> Iterator[Any]:
@@ -230,9 +274,9 @@ def prepared(
 
 def makes_batches(x: Any, y: Any = None) -> bool:
     """Whether `x` is something that makes batches rather than the samples themselves."""
-    if isinstance(x, (np.ndarray, str, bytes, dict)) or hasattr(x, "__array__"):
+    if isinstance(x, (np.ndarray, str, bytes, dict)):
         return False
-    if hasattr(x, "__cuda_array_interface__"):
+    if any(hasattr(x, n) for n in ("__array__", "__dlpack__", "__cuda_array_interface__")):
         return False
     if isinstance(x, (list, tuple)):
         # A list of numbers is samples, a list of pairs with no labels beside it is batches.
@@ -272,7 +316,8 @@ def samples_alone(batch: Any) -> Any:
 
 
 def as_array(value: Any) -> Any:
-    """What other libraries' tensors hold as NumPy's array; arrays as they are."""
+    """What other libraries' tensors hold as an array; arrays as they are."""
+    value = backend.shared(value)
     if isinstance(value, np.ndarray) or hasattr(value, "__cuda_array_interface__"):
         return value
     return np.asarray(value) if hasattr(value, "__array__") else value

@@ -5,7 +5,8 @@ They run on the device in use (`pyconv.set_device`), on whose arrays they work: 
 C-contiguous. Activations are NHWC: (batch, height, width, channels);
 convolution weights are HWIO: (kernel height, kernel width, input channels / groups, filters).
 Nothing is converted or copied: a wrong dtype raises `TypeError`, a wrong shape, order or alignment
-`ValueError`. An empty batch is legal, an empty output is not.
+`ValueError`. What has `__dlpack__`, such as PyTorch's and JAX's arrays, is taken as an array of the
+same memory. An empty batch is legal, an empty output is not.
 
 Keyword arguments named after results (`out`, `dx`, `dw`, ...) take arrays to write them to, which
 must not overlap with the inputs; without them, new arrays are returned. Gradients are overwritten,
@@ -14,6 +15,8 @@ not accumulated.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Union
 
 import numpy as np
@@ -1142,3 +1145,44 @@ def adam_step(
         TypeError, ValueError: as `conv2d`; ValueError if step is below 1.
     """
     _call("adam_step", w, dw, m, v, step, learning_rate, beta_1, beta_2, epsilon)
+
+
+# --------------------------------------------------------------------------------------------------
+# Arrays of other libraries
+
+
+def _sharing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which then takes what can be shared by DLPack wherever it takes arrays."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return function(*arguments, **keywords)
+        except TypeError:
+            # Only now, so that it costs nothing where the arrays are the device's: a function
+            # raises before it computes.
+            given = (*arguments, *keywords.values())
+            pairs = [(value, backend.shared(value)) for value in given]
+            pairs = [(value, array) for value, array in pairs if array is not value]
+            if not pairs:
+                raise
+        arrays = {id(value): array for value, array in pairs}
+        try:
+            results = function(
+                *(arrays.get(id(value), value) for value in arguments),
+                **{name: arrays.get(id(value), value) for name, value in keywords.items()},
+            )
+        except (TypeError, ValueError) as error:
+            kinds = sorted({type(value).__name__ for value, _ in pairs})
+            raise type(error)(f"{error} (Taken as an array: {', '.join(kinds)}.)") from None
+        # Whoever gives something to write to gets it back.
+        values = {id(array): value for value, array in pairs}
+        if isinstance(results, tuple):
+            return tuple(values.get(id(result), result) for result in results)
+        return values.get(id(results), results)
+
+    return call
+
+
+for _name in __all__:
+    globals()[_name] = _sharing(globals()[_name])

@@ -30,6 +30,13 @@ class Mean:
         """Returns the mean so far; 0 if there is nothing yet, as in Keras."""
         return self._total / self._count if self._count else 0.0
 
+    def get_state(self) -> tuple[float, int]:
+        """Returns what :meth:`set_state` takes to go on from here."""
+        return self._total, self._count
+
+    def set_state(self, total: float, count: int) -> None:
+        self._total, self._count = float(total), int(count)
+
 
 class Metric:
     """Base class of the metrics, and of your own: define :meth:`values`.

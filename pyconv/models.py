@@ -6,13 +6,14 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyconv import backend, losses, metrics, optimizers, random, saving
 from pyconv import layers as layers_module
 from pyconv.callbacks import Callback, CallbackList, History, Logs, ProgbarLogger, Progress
+from pyconv.checkpoints import Run
 from pyconv.data import (
     ArrayBatches,
     Batches,
@@ -25,6 +26,7 @@ from pyconv.data import (
 from pyconv.graphs import StepGraph, StepNumbers
 from pyconv.layers import Input, Layer, Parameter
 from pyconv.layers.base import Shape, assign, sample_shape, snake_case
+from pyconv.names import missing
 from pyconv.plan import (
     Batch,
     FlatParameters,
@@ -87,6 +89,7 @@ class Sequential:
         self._graph = StepGraph()
         self._numbers: StepNumbers | None = None
         self._step = 0  # of training; selects dropout's masks
+        self._run: Run | None = None  # where `fit` is, while it runs
         for layer in layers or ():
             self.add(layer)
 
@@ -456,7 +459,8 @@ class Sequential:
                 instead.
             shuffle: whether every epoch has an order of its own; what makes batches decides that
                 itself.
-            initial_epoch: the number of epochs done before, when training is resumed.
+            initial_epoch: the number of epochs done before, when training is resumed; see also
+                :class:`~pyconv.callbacks.BackupAndRestore`.
             steps_per_epoch: batches of an epoch, only for what makes them. The next epoch goes on
                 where the last one ended.
             validation_steps: likewise, batches of an evaluation of `validation_data`.
@@ -523,25 +527,30 @@ class Sequential:
         listeners = self._listeners(callbacks, batches, verbose, own, epochs=epochs)
         self.stop_training = False
         logs: Logs | None = None
-        listeners.on_train_begin()
+        callbacks = listeners.callbacks
+        self._run = run = Run(batches, validation, callbacks, self._means(), initial_epoch)
+        listeners.on_train_begin()  # may change where the run is
         try:
             with backend.current().running():
-                for epoch in range(initial_epoch, epochs):
+                while run.epoch < epochs:
+                    epoch = run.epoch
                     listeners.on_epoch_begin(epoch)
-                    with contextlib.closing(batches.take(epoch)) as taken:
-                        of_epoch = self._fit_epoch(taken, batches.batch_size or 0, listeners)
+                    with contextlib.closing(batches.take(epoch, run.batch)) as taken:
+                        of_epoch = self._fit_epoch(taken, run, listeners)
                     if of_epoch is None:  # the data had run out
                         break
                     logs = of_epoch
                     if validation is not None:
                         values = self._evaluate(validation, listeners=listeners)
                         logs.update({f"val_{name}": value for name, value in values.items()})
+                    run.begin_epoch(epoch + 1, self._means())
                     listeners.on_epoch_end(epoch, logs)
                     if self.stop_training or batches.ran_out:
                         break
         except KeyboardInterrupt:
             history.interrupted = True
         finally:
+            self._run = None
             listeners.on_train_end(logs if history.epoch else None)
         if history.interrupted and verbose:
             print(
@@ -821,19 +830,16 @@ class Sequential:
         }
         return CallbackList(callbacks, self, params, own)
 
-    def _fit_epoch(
-        self, batches: Iterator[Pair], batch_size: int, listeners: CallbackList
-    ) -> Logs | None:
+    def _fit_epoch(self, batches: Iterator[Pair], run: Run, listeners: CallbackList) -> Logs | None:
         """The values of the epoch; None if there was no batch."""
-        means = self._means()
-        index = -1
-        for index, (x, y) in enumerate(batches):
-            listeners.on_train_batch_begin(index)
-            self._train_step(x, y, means, batch_size)
-            listeners.on_train_batch_end(index, _results(means))
+        for x, y in batches:
+            listeners.on_train_batch_begin(run.batch)
+            self._train_step(x, y, run.means, run.batches.batch_size or 0)
+            run.batch += 1
+            listeners.on_train_batch_end(run.batch - 1, _results(run.means))
             if self.stop_training:
                 break
-        return _results(means) if index >= 0 else None
+        return _results(run.means) if run.batch else None
 
     def _train_step(
         self, x: Batch, y: np.ndarray, means: dict[str, metrics.Mean], capacity: int = 0
@@ -1236,3 +1242,9 @@ def _shape_hint(received: tuple[int, ...], expected: tuple[int, ...]) -> str:
     if math.prod(received[1:]) == math.prod(expected):
         return f". The number of values is right: x.reshape(-1, {', '.join(map(str, expected))})"
     return ""
+
+
+if not TYPE_CHECKING:  # a type checker shall report what there is not
+
+    def __getattr__(name: str) -> Any:
+        raise missing(__name__, name, __all__)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import dis
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -68,20 +71,20 @@ class Names:
         """Whether Keras has this name, and there is no counterpart here."""
         return _plain(name) in self._left_out
 
-    def missing(self, module: str, name: str) -> AttributeError:
+    def missing(self, module: str, name: str) -> AttributeError | ImportError:
         """What to raise where the module is asked for a name that it does not have."""
         found = self._known.get(name)
         if found is not None:
-            return AttributeError(
+            return _not_there(
                 f"{module}.{name}, a function of Keras's, is not supported. Use the class "
                 f"{module}.{found.__name__}"
             )
-        text = f"module {module!r} has no attribute {name!r}"
-        if self.leaves_out(name):
-            text = f"{module}.{name} of Keras is not supported"
-        return AttributeError(
-            f"{text}. There are {', '.join(sorted(self._classes))}; others can be derived from "
-            f"{self._base.__name__}"
+        return missing(
+            module,
+            name,
+            self._classes,
+            is_keras=self.leaves_out(name),
+            more=f"; others can be derived from {self._base.__name__}",
         )
 
     def _expected(self) -> str:
@@ -89,6 +92,48 @@ class Names:
             f"one of {', '.join(sorted(self._known))}, or an object of a class derived from "
             f"{self._base.__name__}"
         )
+
+
+def missing(
+    module: str, name: str, there: Iterable[str], *, is_keras: bool = False, more: str = ""
+) -> AttributeError | ImportError:
+    """What a module's `__getattr__` raises for a name that the module does not have.
+
+    Args:
+        module: the module's name.
+        name: what was asked for.
+        there: names that the module has; those of functions and private ones are not told.
+        is_keras: whether it is known that Keras has the name.
+        more: what else to say of the names that there are.
+    """
+    classes = sorted(known for known in there if known[:1].isupper())
+    text = f"module {module!r} has no attribute {name!r}"
+    if name.startswith("_"):
+        return AttributeError(text)
+    if is_keras:
+        text = f"{module}.{name} of Keras is not supported"
+    elif similar := difflib.get_close_matches(name, classes, 1):
+        text += f", perhaps {similar[0]!r} is meant"
+    return _not_there(
+        f"{text}. There are {', '.join(classes)}{more}. What else Keras has is left out; "
+        "docs/from_keras.md says what there is instead"
+    )
+
+
+def _not_there(text: str) -> AttributeError | ImportError:
+    """The exception with this text that the user of a module sees.
+
+    Of an AttributeError, `from module import name` makes an ImportError with a text of its own; an
+    ImportError in place of an AttributeError, on the other hand, would break `hasattr`. So it
+    matters what the code that asks is doing: whoever called the module's `__getattr__`.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_name != "__getattr__":
+        frame = frame.f_back
+    asking = frame.f_back
+    if asking is not None and asking.f_code.co_code[asking.f_lasti] == dis.opmap["IMPORT_FROM"]:
+        return ImportError(text)
+    return AttributeError(text)
 
 
 def only_defaults(owner: object, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

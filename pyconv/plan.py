@@ -488,7 +488,7 @@ def as_float32(x: np.ndarray) -> np.ndarray:
 
 
 def check_numbers(x: Any) -> Any:
-    """Returns `x` if it is an array of real numbers: NumPy's, or the device's.
+    """Returns `x` if it is an array of real numbers: NumPy's, or the device's, or shared with them.
 
     The device's must be as the kernels take them, as nothing is converted there.
 
@@ -496,6 +496,7 @@ def check_numbers(x: Any) -> Any:
         TypeError: if `x` is no such array, or lies on a device that is not in use.
         ValueError: if it lies on the device and is not C-contiguous.
     """
+    x = backend.shared(x)
     if not isinstance(x, np.ndarray):
         device = backend.current()
         if not device.is_array(x):

@@ -55,6 +55,17 @@ def next_seed() -> int:
     return _splitmix64((_splitmix64(_seed) + _count * _GOLDEN) & _MASK)
 
 
+def get_state() -> tuple[int | None, int]:
+    """Returns where the stream is, for :func:`set_state`: its seed and how many were drawn."""
+    return _seed, _count
+
+
+def set_state(seed: int | None, count: int) -> None:
+    """Goes back, or on, to where :func:`get_state` was called."""
+    global _seed, _count
+    _seed, _count = None if seed is None else integer_seed(seed, 64), operator.index(count)
+
+
 def generator(key: int, stream: int = 0) -> np.random.Generator:
     """Returns NumPy's Philox generator number `stream` of the seed `key` (both 64-bit)."""
     return np.random.Generator(np.random.Philox(key=key | stream << 64))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ FORMAT = 1
 KERAS_ENDINGS = (".keras", ".h5", ".hdf5")  # of files that only Keras writes
 
 # Whatever constructors make of arguments that they were never meant to see.
-_BAD_CONFIG = (
+BAD_CONFIG = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -133,8 +134,9 @@ def load_weights(model: Sequential, path: str | os.PathLike[str]) -> None:
         for parameter, value in hdf5.read(model, path):
             parameter.assign(value)
         return
-    tensors, _ = _read(path)
-    _set_parameters(model, tensors, path)
+    tensors, _ = read_tensors(path)
+    check_tensors(model, tensors, path)
+    set_tensors(model, tensors)
 
 
 def _check_built(model: Sequential) -> None:
@@ -178,8 +180,7 @@ def _save(
         raise ValueError(
             f"the model's configuration cannot be saved: {error}. Received: {description}"
         ) from error
-    tensors = {name: np.ascontiguousarray(p.value) for name, p in _named_parameters(model)}
-    atomic_write(path, save(tensors, metadata=metadata))
+    atomic_write(path, save(get_tensors(model), metadata=metadata))
 
 
 def load_model(path: str | os.PathLike[str]) -> Sequential:
@@ -205,7 +206,7 @@ def load_model(path: str | os.PathLike[str]) -> Sequential:
     from pyconv.models import Sequential
 
     path = Path(path)
-    tensors, description = _read(path)
+    tensors, description = read_tensors(path)
     if "config" in description and description["config"] is None:
         raise ValueError(
             f"{path} holds weights alone, so a model cannot be made of it. Make the model, and "
@@ -217,15 +218,16 @@ def load_model(path: str | os.PathLike[str]) -> Sequential:
         for layer, names in zip(model.layers, initial):
             for name, value in names.items():
                 setattr(layer, name, initializers.get(value))
-    except _BAD_CONFIG as error:
+    except BAD_CONFIG as error:
         raise ValueError(
             f"{path}: its layers cannot be made: {type(error).__name__}: {error}"
         ) from error
-    _set_parameters(model, tensors, path)
+    check_tensors(model, tensors, path)
+    set_tensors(model, tensors)
     if (compiled := description.get("compile")) is not None:
         try:
             model.compile_from_config(compiled)
-        except _BAD_CONFIG as error:
+        except BAD_CONFIG as error:
             raise ValueError(
                 f"{path}: it cannot be compiled as it was: {type(error).__name__}: {error}"
             ) from error
@@ -260,6 +262,18 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
         raise
 
 
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Removes what :func:`atomic_write` left beside the file where its process was killed."""
+    target = Path(os.path.realpath(path))
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def get_tensors(model: Sequential) -> dict[str, np.ndarray]:
+    """The weights of a built model, on the host, by layer and name: "conv2d/kernel"."""
+    return {name: np.ascontiguousarray(p.value) for name, p in _named_parameters(model)}
+
+
 def _named_parameters(model: Sequential) -> Iterator[tuple[str, Parameter]]:
     seen = set()
     for layer in model.layers:
@@ -291,14 +305,33 @@ def _without_initializers(
     return {**config, "layers": layers}, removed
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_tensors(
+    path: Path, key: str = "pyconv", what: str = "model", writer: str = "save_model"
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of a file, all float32, and its description, of the format of this version.
+
+    Args:
+        path: a safetensors file.
+        key: where the description is among its metadata.
+        what, writer: what the file should be, and who should have written it, for errors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else, or damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     if path.is_dir():
-        raise ValueError(f"{path} is a folder. Expected a file written by save_model.")
+        raise ValueError(f"{path} is a folder. Expected a file written by {writer}.")
     try:
         with safe_open(path, framework="numpy") as file:
-            description = _parse((file.metadata() or {}).get("pyconv"), path)
+            text = (file.metadata() or {}).get(key)
+            if text is None:
+                raise ValueError(
+                    f"{path} is a safetensors file, but no {what} of pyconv's. Expected a file "
+                    f"written by {writer}."
+                )
+            description = _parse(text, path)
             tensors = {}
             for name in file.keys():  # noqa: SIM118
                 if (dtype := file.get_slice(name).get_dtype()) != "F32":
@@ -308,17 +341,11 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a safetensors file, or is damaged: {error}. Expected a file written by "
-            "save_model."
+            f"{writer}."
         ) from error
 
 
-def _parse(text: str | None, path: Path) -> dict[str, Any]:
-    if text is None:
-        raise ValueError(
-            f"{path} is a safetensors file, but no model of pyconv's. Expected a file written by "
-            "save_model."
-        )
-
+def _parse(text: str, path: Path) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a finite number")
 
@@ -335,7 +362,8 @@ def _parse(text: str | None, path: Path) -> dict[str, Any]:
     return description
 
 
-def _set_parameters(model: Sequential, tensors: dict[str, np.ndarray], path: Path) -> None:
+def check_tensors(model: Sequential, tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Raises ValueError unless there is one for every weight of the model, and no other."""
     parameters = dict(_named_parameters(model))
     if missing := sorted(parameters.keys() - tensors.keys()):
         raise ValueError(f"{path}: it lacks {', '.join(missing)}, which its layers have.")
@@ -347,5 +375,9 @@ def _set_parameters(model: Sequential, tensors: dict[str, np.ndarray], path: Pat
             raise ValueError(
                 f"{path}: {name} must have the shape {parameter.shape}. Received: {tensor.shape}"
             )
-    for name, parameter in parameters.items():
+
+
+def set_tensors(model: Sequential, tensors: Mapping[str, np.ndarray]) -> None:
+    """Overwrites the weights of the model with tensors that :func:`check_tensors` found to fit."""
+    for name, parameter in _named_parameters(model):
         parameter.assign(tensors[name])

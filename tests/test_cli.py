@@ -79,7 +79,7 @@ class TestTrain:
             and "on 12 images of shapes (synthetic)" in last
         )
         folder = tmp_path / "a" / "b"
-        names = ["curves.png", "history.csv", "model.safetensors"]
+        names = ["checkpoint.safetensors", "curves.png", "history.csv", "model.safetensors"]
         assert sorted(p.name for p in folder.iterdir()) == names
         header, *epochs = rows(folder / "history.csv")
         assert header[0] == "epoch"
@@ -106,7 +106,7 @@ class TestTrain:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         result = run("train", *QUICK, "--output", "out")
         assert "pip install 'pyconv[plot]'" in result.output
-        names = ["history.csv", "model.safetensors"]
+        names = ["checkpoint.safetensors", "history.csv", "model.safetensors"]
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
 
     def test_auto_falls_back_and_says_so(self):
@@ -179,6 +179,95 @@ class TestTrain:
         run("train", *QUICK, "--output", "out", status=130)
         assert rows(tmp_path / "out" / "history.csv") == [["epoch"]]
         run("summary", "out/model.safetensors")
+
+    def test_augment(self, tmp_path):
+        for name, options in (("a", []), ("b", ["--augment"]), ("c", ["--augment"])):
+            run("train", *QUICK, *options, "--output", name)
+        a, b, c = (Path(n, "model.safetensors").read_bytes() for n in "abc")
+        assert a != b == c
+
+    def test_augmentation_is_the_tutorials(self):
+        for data in ("cifar10", "mnist", "shapes"):
+            made = cli._augmented(data)
+            assert made.width_shift_range == made.height_shift_range == 0.1
+            assert made.horizontal_flip == (data != "mnist") and not made.vertical_flip
+
+    def test_resume(self):
+        """Options that are not given are those of the run; more epochs go on."""
+        options = ["--seed", "3", "--augment"]
+        run("train", *QUICK, *options, "--epochs", "3", "--output", "whole")
+        run("train", *QUICK, *options, "--epochs", "1", "--output", "a")
+        for arguments in (
+            ["--epochs", "2"],
+            ["--epochs", "3", "--data", "auto", "--seed", "3", "--augment", "--limit", "60"],
+        ):
+            epochs = int(arguments[1])
+            output = run("train", "--output", "a", "--resume", *arguments).output
+            assert f"Going on with the run in a after {epochs - 1} of {epochs} epochs." in output
+            assert f"Epoch {epochs}/{epochs}" in output
+            assert f"Epoch {epochs - 1}/" not in output
+        for name in ("model.safetensors", "history.csv"):
+            assert Path("a", name).read_bytes() == Path("whole", name).read_bytes()
+
+    def test_resume_of_a_finished_run(self):
+        last = run("train", *QUICK, "--output", "a").output.splitlines()[-1]
+        before = {path.name: path.read_bytes() for path in Path("a").iterdir()}
+        Path("a", "model.safetensors").unlink()  # killed before it was written, perhaps
+        output = run("train", "--output", "a", "--resume").output
+        assert "The run in a is finished: it has all 2 epochs. Give it more --epochs." in output
+        assert "Epoch" not in output and output.splitlines()[-1] == last
+        assert {path.name: path.read_bytes() for path in Path("a").iterdir()} == before
+
+    def test_resume_without_a_checkpoint(self):
+        output = run("train", *QUICK, "--output", "a", "--resume").output
+        assert "There is no checkpoint in a, so training starts afresh." in output
+        assert "Epoch 2/2" in output
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--seed", "1"], "with --seed 0, so --resume cannot go on with --seed 1"),
+            (["--batch-size", "30"], "with --batch-size 20, so --resume cannot go on with --batch"),
+            (["--data", "mnist"], "with --data shapes, so --resume cannot go on with --data mnist"),
+            (["--augment"], "with no --augment, so --resume cannot go on with --augment"),
+            (["--limit", "70"], "with --limit 60, so --resume cannot go on with --limit 70"),
+            (["--epochs", "1"], "with --epochs 2, so --resume cannot go on with --epochs 1"),
+        ],
+    )
+    def test_resume_with_other_options(self, arguments, message):
+        run("train", *QUICK, "--output", "a")
+        before = {path.name: path.read_bytes() for path in Path("a").iterdir()}
+        assert message in run("train", "--output", "a", "--resume", *arguments, status=2).stderr
+        assert {path.name: path.read_bytes() for path in Path("a").iterdir()} == before
+
+    def test_resume_of_something_damaged(self):
+        run("train", *QUICK, "--output", "a")
+        path = Path("a", "checkpoint.safetensors")
+        content = path.read_bytes()
+        for damaged, message in (
+            (content[:-1], "is damaged"),
+            (Path("a", "model.safetensors").read_bytes(), "no checkpoint of pyconv's"),
+        ):
+            path.write_bytes(damaged)
+            error = run("train", "--output", "a", "--resume", status=1).stderr
+            assert message in error and str(path) in error and error.count("\n") == 1
+
+    def test_resume_with_other_images(self, monkeypatch, few_shapes):
+        run("train", *QUICK, "--output", "a")
+        fewer = tuple((x[:50], y[:50]) for x, y in few_shapes)
+        monkeypatch.setitem(cli.LOADERS, "shapes", lambda: fewer)
+        error = run("train", "--output", "a", "--resume", "--epochs", "3", status=1).stderr
+        assert "begun with samples=60. Received: samples=50" in error
+
+    def test_training_anew_says_what_it_drops(self):
+        for seed in ("1", "2"):
+            output = run("train", *QUICK, "--seed", seed, "--output", "a").output
+            assert ("Training anew: what --resume would have gone on with" in output) == (
+                seed == "2"
+            )
+        run("train", *QUICK, "--seed", "2", "--output", "b")
+        a, b = (Path(name, "model.safetensors").read_bytes() for name in "ab")
+        assert a == b
 
     @pytest.mark.parametrize(
         "arguments",

@@ -416,6 +416,34 @@ class TestArrays:
             model.predict(Tensor(x)).get(), model.predict(fake_cupy.asarray(x)).get()
         )
 
+    def test_other_libraries_arrays_by_dlpack(self, cuda, monkeypatch):
+        class Tensor:
+            def __init__(self, wrapped, where):
+                self.wrapped, self.where = wrapped, where
+
+            def __dlpack__(self, **keywords):
+                return self.wrapped.__dlpack__(**keywords)
+
+            def __dlpack_device__(self):
+                return self.where, 0
+
+        cupy = sys.modules["cupy"]
+        monkeypatch.setattr(cupy, "from_dlpack", lambda tensor: tensor.wrapped, raising=False)
+        x, y = samples()
+        model, on_device = small(), fake_cupy.asarray(x)
+        expected = model.predict(on_device).get()
+        np.testing.assert_array_equal(model.predict(Tensor(on_device, 2)).get(), expected)
+        np.testing.assert_array_equal(
+            kernels.relu(Tensor(on_device, 2)).get(), kernels.relu(on_device).get()
+        )
+        # From the host, batches are copied, as NumPy's are.
+        np.testing.assert_array_equal(model.predict(Tensor(x, 1)), expected)
+        model.train_on_batch(Tensor(x, 1), Tensor(y, 1))
+        with pytest.raises(
+            TypeError, match=r"a CuPy array. Received: .* copy it with cupy.asarray"
+        ):
+            kernels.relu(Tensor(x, 1))
+
     def test_what_models_do_not_take(self, cuda):
         model = small()
         for given, kind in (("images", "str"), ((i for i in range(3)), "int")):

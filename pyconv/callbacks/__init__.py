@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from pyconv.callbacks.backup import BackupAndRestore
 from pyconv.callbacks.base import (
     Callback,
     CallbackList,
@@ -18,8 +21,10 @@ from pyconv.callbacks.control import (
     TerminateOnNaN,
 )
 from pyconv.callbacks.files import CSVLogger, ModelCheckpoint, TensorBoard
+from pyconv.names import missing
 
 __all__ = [
+    "BackupAndRestore",
     "CSVLogger",
     "Callback",
     "CallbackList",
@@ -35,3 +40,9 @@ __all__ = [
     "TensorBoard",
     "TerminateOnNaN",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker shall report what there is not
+
+    def __getattr__(name: str) -> Any:
+        raise missing(__name__, name, __all__)

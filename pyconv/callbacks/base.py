@@ -44,8 +44,12 @@ class Callback:
         model: the model that is trained.
         params: a dict with "epochs", "steps" (batches in an epoch), "samples", "batch_size" and
             "verbose". What is not known of generated batches is None.
+        state_names: names of the attributes that :meth:`get_state` returns.
+        comes_last: whether it is called after all that are not, whatever the order in the list.
     """
 
+    comes_last = False
+    state_names: tuple[str, ...] = ()
     model: Sequential
     params: dict[str, Any]
 
@@ -54,6 +58,19 @@ class Callback:
 
     def set_params(self, params: dict[str, Any]) -> None:
         self.params = params
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what the callback has to know to go on with a training that was cut off.
+
+        Plain data and float32 arrays, by name; see :class:`BackupAndRestore`. By default the
+        attributes named in `state_names`.
+        """
+        return {name: getattr(self, name) for name in self.state_names}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over what :meth:`get_state` returned elsewhere; called after `on_train_begin`."""
+        for name in self.state_names:
+            setattr(self, name, state[name])
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Called before the first epoch."""
@@ -170,6 +187,7 @@ class CallbackList(Callback):
                 )
             callback.set_model(model)
             callback.set_params(params)
+        self.callbacks.sort(key=lambda callback: callback.comes_last)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         for callback in self.callbacks:
@@ -263,9 +281,12 @@ class Progress:
         samples: number of samples of the pass; None if it is not known.
         steps: number of batches of the pass, which are counted then; may be None as well.
         verbose: 0 shows nothing, 1 a bar in a terminal and a line elsewhere, 2 always a line.
+        first: where the bar begins, in a pass that is resumed.
     """
 
-    def __init__(self, title: str, samples: int | None, steps: int | None, verbose: int) -> None:
+    def __init__(
+        self, title: str, samples: int | None, steps: int | None, verbose: int, first: int = 0
+    ) -> None:
         self._title, self._verbose = title, verbose
         self._start = time.perf_counter()
         self._done = 0
@@ -277,6 +298,7 @@ class Progress:
 
             self._bar = tqdm(
                 total=samples if self._counts_samples else steps,
+                initial=first,
                 file=sys.stdout,
                 dynamic_ncols=True,
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
@@ -325,7 +347,10 @@ class ProgbarLogger(Callback):
         title = f"Epoch {epoch + 1}/{self.params['epochs']}"
         if verbose == 1 and sys.stdout.isatty():
             print(title, flush=True)
-        self._progress = Progress(title, samples, self.params["steps"], verbose)
+        first = self.model._run.batch if self.model._run is not None else 0
+        if samples is not None:
+            first *= self.params["batch_size"]
+        self._progress = Progress(title, samples, self.params["steps"], verbose, first)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         assert self._progress is not None
@@ -341,6 +366,18 @@ class ProgbarLogger(Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._progress is not None:
             self._progress.close()
+
+
+def check_save_freq(owner: str, save_freq: Any) -> str | int:
+    """`save_freq` if it is "epoch" or a positive number of batches, or ValueError."""
+    if save_freq == "epoch":
+        return "epoch"
+    if isinstance(save_freq, (bool, str)) or int(save_freq) != save_freq or save_freq < 1:
+        raise ValueError(
+            f"{owner}: save_freq must be 'epoch' or a positive number of batches. "
+            f"Received: save_freq={save_freq!r}"
+        )
+    return int(save_freq)
 
 
 def _text(value: Any) -> str:

@@ -95,6 +95,8 @@ class EarlyStopping(Callback):
         ...           callbacks=[EarlyStopping(patience=5, restore_best_weights=True)])
     """
 
+    state_names = ("wait", "stopped_epoch", "best_epoch", "best", "best_weights")
+
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -163,6 +165,8 @@ class ReduceLROnPlateau(Callback):
         ValueError: if `factor` is 1 or more, `mode` is unknown, or "auto" cannot decide.
         TypeError: in training, if the optimizer's learning rate is a schedule.
     """
+
+    state_names = ("wait", "cooldown_counter", "best")
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyconv.callbacks.base import Callback, Logs
+from pyconv.callbacks.base import Callback, Logs, check_save_freq
 from pyconv.callbacks.control import Monitor
 from pyconv.extras import extra
 from pyconv.saving import KERAS_ENDINGS, atomic_write
@@ -47,6 +47,8 @@ class ModelCheckpoint(Callback):
         >>> ModelCheckpoint("{epoch:02d}-{val_loss:.2f}.safetensors", save_best_only=True)
     """
 
+    state_names = ("best", "_batches")
+
     def __init__(
         self,
         filepath: str | os.PathLike[str],
@@ -66,16 +68,10 @@ class ModelCheckpoint(Callback):
                 "save_weights_only=True in .weights.h5; Keras's whole models are not supported. "
                 f"Received: filepath={self.filepath!r}"
             )
-        if save_freq != "epoch" and (
-            isinstance(save_freq, (bool, str)) or int(save_freq) != save_freq or save_freq < 1
-        ):
-            raise ValueError(
-                "ModelCheckpoint: save_freq must be 'epoch' or a positive number of batches. "
-                f"Received: save_freq={save_freq!r}"
-            )
         # What is never compared need not tell what is better.
         self._monitor = Monitor("ModelCheckpoint", monitor, mode if save_best_only else "min")
-        self.monitor, self.verbose, self.save_freq = monitor, verbose, save_freq
+        self.monitor, self.verbose = monitor, verbose
+        self.save_freq = check_save_freq("ModelCheckpoint", save_freq)
         self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
         self.best = initial_value_threshold
         self._batches = self._epoch = 0
@@ -150,6 +146,15 @@ class CSVLogger(Callback):
         self._text = io.StringIO()
         self._names: list[str] | None = None
 
+    def get_state(self) -> dict[str, Any]:
+        return {"text": self._text.getvalue(), "names": self._names}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._text = io.StringIO(newline="")
+        self._text.write(state["text"])
+        self._names = state["names"]
+        atomic_write(self.filename, state["text"].encode())
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         before = ""
         if self.append and os.path.exists(self.filename):
@@ -194,6 +199,8 @@ class TensorBoard(Callback):
         ImportError: when training begins, if tensorboard is not installed.
         TypeError, ValueError: if an argument is unknown, out of range or not supported.
     """
+
+    state_names = ("_batches",)
 
     def __init__(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyconv.layers.base import Input, Layer, Parameter
 from pyconv.layers.convolutional import Conv2D
 from pyconv.layers.core import Activation, Dense, Dropout, Flatten
 from pyconv.layers.pooling import MaxPooling2D
+from pyconv.names import missing
 
 __all__ = [
     "Activation",
@@ -45,3 +46,9 @@ def deserialize(description: dict[str, Any]) -> Layer:
             f"Unknown layer. Expected one of {', '.join(sorted(_LAYERS))}. Received: {class_name!r}"
         )
     return _LAYERS[class_name].from_config(description["config"])
+
+
+if not TYPE_CHECKING:  # a type checker shall report what there is not
+
+    def __getattr__(name: str) -> Any:
+        raise missing(__name__, name, __all__)

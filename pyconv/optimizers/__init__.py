@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyconv import backend, kernels
 from pyconv.layers.base import Parameter
+from pyconv.names import missing
 from pyconv.optimizers import schedules
 
 Rate = float | schedules.LearningRateSchedule | dict[str, Any]
@@ -328,3 +329,11 @@ def _number(argument: str, value: float, low: float, high: float) -> float:
         f"{argument} must be a number in {low} <= {argument} < {high}. Received: "
         f"{argument}={value!r}"
     )
+
+
+if not TYPE_CHECKING:  # a type checker shall report what there is not
+
+    def __getattr__(name: str) -> Any:
+        raise missing(
+            __name__, name, (*(cls.__name__ for cls in _OPTIMIZERS.values()), "Optimizer")
+        )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pyconv.names import missing
 
 
 class LearningRateSchedule:
@@ -294,3 +296,9 @@ def _number(owner: LearningRateSchedule, argument: str, value: Any) -> float:
             f"{type(owner).__name__}: {argument} must be a finite number. Received: {value!r}"
         )
     return number
+
+
+if not TYPE_CHECKING:  # a type checker shall report what there is not
+
+    def __getattr__(name: str) -> Any:
+        raise missing(__name__, name, (*_SCHEDULES, "LearningRateSchedule"))

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pyconv import kernels, random
+from pyconv import backend, kernels, random
 
 __all__ = ["ImageDataGenerator", "NumpyArrayIterator"]
 
@@ -538,6 +538,17 @@ class NumpyArrayIterator:
         with self._lock:
             self._next = 0
 
+    def get_state(self) -> dict[str, int]:
+        """Returns what :meth:`set_state` takes to begin the pass at hand again, as plain data."""
+        return {"seed": self.seed, "epoch": self.epoch}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to the beginning of the pass, and takes over the seed, of another iterator."""
+        with self._lock:
+            self.seed = _seed(state["seed"])
+            self.epoch, self._next = int(state["epoch"]), 0
+            self._order = (-1, np.arange(self.n))
+
     def _batch(self, epoch: int, index: int) -> Any:
         rows = self._order_of(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
         generator = self.image_data_generator
@@ -716,7 +727,7 @@ def _images(x: Any, name: str, axes: int) -> np.ndarray:
             f"{name}: images are changed on the host, so a NumPy array is expected. "
             f"Received: {type(x).__name__}. Copy it with cupy.asnumpy"
         )
-    x = np.asarray(x)
+    x = np.asarray(backend.shared(x))
     if x.dtype.kind not in "buif":
         raise TypeError(f"{name}: expected real numbers. Received: dtype {x.dtype}")
     if x.ndim != axes or not all(x.shape[-3:]):
