@@ -22,7 +22,7 @@ import numpy as np
 
 from pyconv import backend, random, saving
 from pyconv.data import Batches
-from pyconv.metrics import Mean
+from pyconv.means import Means
 from pyconv.optimizers.schedules import LearningRateSchedule
 
 if TYPE_CHECKING:
@@ -49,13 +49,13 @@ class Run:
         batches: Batches,
         validation: Batches | None,
         callbacks: Sequence[Callback],
-        means: dict[str, Mean],
+        means: Means,
         epoch: int,
     ) -> None:
         self.batches, self.validation, self.callbacks = batches, validation, callbacks
         self.begin_epoch(epoch, means)
 
-    def begin_epoch(self, epoch: int, means: dict[str, Mean]) -> None:
+    def begin_epoch(self, epoch: int, means: Means) -> None:
         self.epoch, self.batch, self.means = epoch, 0, means
         # An evaluation that was broken off is made once more, from where it began.
         self._validation_state = None if self.validation is None else self.validation.get_state()
@@ -65,7 +65,7 @@ class Run:
         return {
             "epoch": self.epoch,
             "batch": self.batch,
-            "means": {name: mean.get_state() for name, mean in self.means.items()},
+            "means": self.means.get_state(),
             "batches": self.batches.get_state(),
             "validation": self._validation_state,
         }
@@ -73,8 +73,7 @@ class Run:
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to where another run of the same data was."""
         epoch, batch = _count(state["epoch"]), _count(state["batch"])
-        for name, mean in self.means.items():
-            mean.set_state(*state["means"][name])
+        self.means.set_state(state["means"])
         self.batches.set_state(state["batches"])
         if self.validation is not None and state["validation"] is not None:
             self.validation.set_state(state["validation"])

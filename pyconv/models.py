@@ -26,6 +26,7 @@ from pyconv.data import (
 from pyconv.graphs import StepGraph, StepNumbers
 from pyconv.layers import Input, Layer, Parameter
 from pyconv.layers.base import Shape, assign, sample_shape, snake_case
+from pyconv.means import Means
 from pyconv.names import missing
 from pyconv.plan import (
     Batch,
@@ -528,7 +529,9 @@ class Sequential:
         self.stop_training = False
         logs: Logs | None = None
         callbacks = listeners.callbacks
-        self._run = run = Run(batches, validation, callbacks, self._means(), initial_epoch)
+        self._run = run = Run(
+            batches, validation, callbacks, Means(self.metrics or ()), initial_epoch
+        )
         listeners.on_train_begin()  # may change where the run is
         try:
             with backend.current().running():
@@ -543,7 +546,7 @@ class Sequential:
                     if validation is not None:
                         values = self._evaluate(validation, listeners=listeners)
                         logs.update({f"val_{name}": value for name, value in values.items()})
-                    run.begin_epoch(epoch + 1, self._means())
+                    run.begin_epoch(epoch + 1, Means(self.metrics or ()))
                     listeners.on_epoch_end(epoch, logs)
                     if self.stop_training or batches.ran_out:
                         break
@@ -743,10 +746,10 @@ class Sequential:
         """
         self._require_compiled("train_on_batch")
         x, y = self._check_data(x, y)
-        means = self._means()
+        means = Means(self.metrics or ())
         with backend.current().running():
             self._train_step(as_batch(x), as_float32(y), means)
-        return _returned(_results(means), return_dict)
+        return _returned(means.logs(), return_dict)
 
     def test_on_batch(
         self, x: np.ndarray, y: np.ndarray, return_dict: bool = False
@@ -836,14 +839,13 @@ class Sequential:
             listeners.on_train_batch_begin(run.batch)
             self._train_step(x, y, run.means, run.batches.batch_size or 0)
             run.batch += 1
-            listeners.on_train_batch_end(run.batch - 1, _results(run.means))
+            logs = run.means.logs() if listeners.read_train_batches else Logs()
+            listeners.on_train_batch_end(run.batch - 1, logs)
             if self.stop_training:
                 break
-        return _results(run.means) if run.batch else None
+        return run.means.logs() if run.batch else None
 
-    def _train_step(
-        self, x: Batch, y: np.ndarray, means: dict[str, metrics.Mean], capacity: int = 0
-    ) -> None:
+    def _train_step(self, x: Batch, y: np.ndarray, means: Means, capacity: int = 0) -> None:
         optimizer = self.optimizer
         assert optimizer is not None
         plan = self._plan_for_training(max(len(x), capacity))
@@ -874,7 +876,7 @@ class Sequential:
         Parameter.written()
         optimizer.iterations += 1
         self._step += 1
-        self._add(means, sample_losses, y, predictions)
+        means.add(sample_losses, y, predictions)
 
     def _evaluate(
         self,
@@ -882,7 +884,7 @@ class Sequential:
         progress: Progress | None = None,
         listeners: CallbackList | None = None,
     ) -> Logs:
-        means = self._means()
+        means = Means(self.metrics or ())
         listeners = listeners or CallbackList(None, self, {})
         listeners.on_test_begin()
         index = -1
@@ -891,14 +893,15 @@ class Sequential:
                 listeners.on_test_batch_begin(index)
                 plan = self._plan_for_inference(max(batches.largest, len(x)))
                 sample_losses, predictions = plan.forward_loss(plan.feed(x), plan.feed_labels(y))
-                self._add(means, sample_losses, y, predictions)
-                listeners.on_test_batch_end(index, _results(means))
+                means.add(sample_losses, y, predictions)
+                logs = means.logs() if listeners.read_test_batches else Logs()
+                listeners.on_test_batch_end(index, logs)
                 if progress is not None:
-                    progress.update(len(x), _results(means))
+                    progress.update(len(x), means.logs() if progress.is_due else {})
         if index < 0:
             raise ValueError("There is nothing to evaluate: there was no batch.")
-        listeners.on_test_end(_results(means))
-        return _results(means)
+        listeners.on_test_end(means.logs())
+        return means.logs()
 
     def _predict(
         self,
@@ -951,22 +954,6 @@ class Sequential:
         if not outputs:
             raise ValueError("There is nothing to predict: there was no batch.")
         return np.concatenate(outputs)
-
-    def _means(self) -> dict[str, metrics.Mean]:
-        return {name: metrics.Mean() for name in self.metrics_names}
-
-    def _add(
-        self,
-        means: dict[str, metrics.Mean],
-        sample_losses: np.ndarray,
-        y: np.ndarray,
-        predictions: np.ndarray,
-    ) -> None:
-        means["loss"].add(backend.to_host(sample_losses))
-        if self.metrics:
-            predictions = backend.to_host(predictions)
-        for metric in self.metrics or ():
-            means[metric.name].add(metric.values(y, predictions))
 
     def _plan_for_training(self, capacity: int) -> Plan:
         device = backend.current()
@@ -1155,10 +1142,6 @@ def _without_batch(shape: Shape | None) -> tuple[int, ...] | None:
 
 # Under another name, because compile() has an argument called metrics.
 _get_metric = metrics.get
-
-
-def _results(means: dict[str, metrics.Mean]) -> Logs:
-    return Logs({name: mean.result() for name, mean in means.items()})
 
 
 def _returned(logs: Logs, return_dict: bool) -> float | list[float] | dict[str, float]:

@@ -491,6 +491,44 @@ class TestTraining:
         assert cuda.launches.count("graph") == 2 * 5 * int(graph)
         assert cuda.launches.count("conv2d_pool_backward") == (4 if graph == "1" else 9)
 
+    def test_steps_do_not_wait_for_values_that_nobody_reads(self, cuda, monkeypatch):
+        fetched, get = [], fake_cupy.ndarray.get
+        monkeypatch.setattr(
+            fake_cupy.ndarray,
+            "get",
+            lambda self, *a, **k: (fetched.append(1), get(self, *a, **k))[1],
+        )
+        x, y = samples(200)
+
+        def values(device, *callbacks):
+            pyconv.set_device(device)
+            fetched.clear()
+            history = small().fit(x, y, batch_size=2, epochs=2, verbose=0, callbacks=callbacks)
+            return history.history
+
+        expected = values("cpu")
+        assert values("cuda") == expected
+        assert 0 < len(fetched) <= 2 * 2 * 2  # of an epoch of 100 steps the first 64, and the rest
+        seen = {"cpu": [], "cuda": []}
+        for device, logs in seen.items():
+
+            class Reader(Callback):
+                def on_train_batch_end(self, batch, logs, seen=logs):
+                    seen.append(dict(logs))
+
+            assert values(device, Reader()) == expected
+        assert len(seen["cpu"]) == 200 and seen["cuda"] == seen["cpu"]
+        assert len(fetched) >= 200
+
+        class Counter(Callback):
+            reads_batches = False
+
+            def on_train_batch_end(self, batch, logs):
+                assert not logs
+
+        assert values("cuda", Counter()) == expected
+        assert len(fetched) <= 8
+
     def test_fused_blocks(self, cuda):
         model, _ = train("cuda")
         names = [type(block).__name__ for block in model._training_plan.blocks]

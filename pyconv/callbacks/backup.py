@@ -54,6 +54,7 @@ class BackupAndRestore(Callback):
         >>> model.fit(x, y, epochs=100, callbacks=[BackupAndRestore("backup")])
     """
 
+    reads_batches = False
     comes_last = True  # so that it saves what the others did, and they have seen a batch that ends
 
     def __init__(

@@ -46,12 +46,18 @@ class Callback:
             "verbose". What is not known of generated batches is None.
         state_names: names of the attributes that :meth:`get_state` returns.
         comes_last: whether it is called after all that are not, whatever the order in the list.
+        reads_batches: whether its hooks after a batch look at `logs`. Where no callback does, these
+            are empty, and training on a GPU need not wait for the values of every batch.
     """
 
     comes_last = False
     state_names: tuple[str, ...] = ()
     model: Sequential
     params: dict[str, Any]
+
+    @property
+    def reads_batches(self) -> bool:
+        return True
 
     def set_model(self, model: Sequential) -> None:
         self.model = model
@@ -189,6 +195,22 @@ class CallbackList(Callback):
             callback.set_params(params)
         self.callbacks.sort(key=lambda callback: callback.comes_last)
 
+    @property
+    def read_train_batches(self) -> bool:
+        """Whether one of them looks at the logs of training's batches."""
+        return self._read("on_train_batch_end", "on_batch_end")
+
+    @property
+    def read_test_batches(self) -> bool:
+        """Whether one of them looks at the logs of an evaluation's batches."""
+        return self._read("on_test_batch_end")
+
+    def _read(self, *hooks: str) -> bool:
+        return any(
+            callback.reads_batches and any(_defines(callback, hook) for hook in hooks)
+            for callback in self.callbacks
+        )
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         for callback in self.callbacks:
             callback.on_train_begin(logs)
@@ -273,6 +295,11 @@ class History(Callback):
             self.history.setdefault(name, []).append(value)
 
 
+def _defines(callback: Callback, hook: str) -> bool:
+    """Whether a hook is not the base class's."""
+    return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
+
+
 class Progress:
     """Shows how far a pass over the data is: a bar in a terminal, else one line at its end.
 
@@ -305,14 +332,22 @@ class Progress:
                 "[{elapsed}<{remaining}{postfix}]",
             )
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the next update will show its values: a bar does several times a second."""
+        return (
+            self._bar is not None and time.time() - self._bar.last_print_t >= self._bar.mininterval
+        )
+
     def update(self, samples: int, logs: dict[str, Any]) -> None:
-        """Counts a batch of so many samples; `logs` are the running means."""
+        """Counts a batch of so many samples; `logs` are the running means, empty if not due."""
         done = samples if self._counts_samples else 1
         self._done += done
         # Measured here, so that the validation at the end of an epoch does not count.
         self._rate = self._done / max(time.perf_counter() - self._start, 1e-9)
         if self._bar is not None:
-            self._bar.set_postfix_str(", ".join(self._values(logs)), refresh=False)
+            if logs:
+                self._bar.set_postfix_str(", ".join(self._values(logs)), refresh=False)
             self._bar.update(done)
 
     def finish(self, logs: dict[str, Any]) -> None:
@@ -341,6 +376,10 @@ class ProgbarLogger(Callback):
     """Shows the progress of training; `fit` adds it unless `verbose` is 0."""
 
     _progress: Progress | None = None
+
+    @property
+    def reads_batches(self) -> bool:
+        return self._progress is not None and self._progress.is_due
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         verbose, samples = self.params["verbose"], self.params["samples"]

@@ -79,6 +79,10 @@ class ModelCheckpoint(Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
 
+    @property
+    def reads_batches(self) -> bool:
+        return self.save_freq != "epoch"
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self.save_freq == "epoch":
             return
@@ -248,6 +252,10 @@ class TensorBoard(Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._start, self._batches_of_epoch = time.perf_counter(), 0
+
+    @property
+    def reads_batches(self) -> bool:
+        return self.update_freq != "epoch"
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches_of_epoch += 1
