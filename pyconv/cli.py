@@ -492,7 +492,7 @@ def _where_it_goes_on(checkpoint: Checkpoint | None, epochs: int, folder: Path) 
         )
     done = f"{checkpoint.epoch} of {epochs} epochs"
     if checkpoint.batch:
-        done += f" and {checkpoint.batch} batches of the next one"
+        done += f" and batch {checkpoint.batch} of the next one"
     return f"Going on with the run in {folder} after {done}."
 
 
