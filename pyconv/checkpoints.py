@@ -233,20 +233,21 @@ def restore(checkpoint: Checkpoint, model: Sequential, settings: Mapping[str, An
         epochs = [_count(epoch) for epoch in found["history"]["epoch"]]
         values = {name: list(column) for name, column in found["history"]["values"].items()}
         seed, count = found["random"]
-        callbacks = [callback for callback in run.callbacks if callback.get_state()]
-        states = [(name, state) for name, state in found["callbacks"]]
-        if [name for name, _ in states] != [type(callback).__name__ for callback in callbacks]:
-            raise ValueError(
-                f"{path}: this training was begun with other callbacks: "
-                f"{', '.join(name for name, _ in states) or 'none'} that have a state. Received: "
-                f"{', '.join(type(callback).__name__ for callback in callbacks) or 'none'}"
-            )
+        states = [(str(name), state) for name, state in found["callbacks"]]
+    callbacks = [callback for callback in run.callbacks if callback.get_state()]
+    if [name for name, _ in states] != [type(callback).__name__ for callback in callbacks]:
+        raise ValueError(
+            f"{path}: this training was begun with other callbacks: "
+            f"{', '.join(name for name, _ in states) or 'none'} that have a state. Received: "
+            f"{', '.join(type(callback).__name__ for callback in callbacks) or 'none'}"
+        )
+    with _reporting_damage(path):
         before = run.get_state()
         try:
             run.set_state(found["run"])
-            random.set_state(seed, count)
             for callback, (_, state) in zip(callbacks, states):
                 callback.set_state(state)
+            random.set_state(seed, count)
         except BaseException:
             run.set_state(before)
             raise

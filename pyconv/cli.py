@@ -457,7 +457,11 @@ def _options_of(checkpoint: Checkpoint, ctx: click.Context) -> list[Any]:
     values: list[Any] = []
     before = checkpoint.settings | {"epochs": checkpoint.epochs}
     for name in ("data", "batch_size", "seed", "augment", "limit", "epochs"):
-        value = options[name].type_cast_value(ctx, before.get(name))
+        if name not in before:
+            raise click.ClickException(
+                f"{checkpoint.path} was not written by pyconv train. Choose another --output."
+            )
+        value = options[name].type_cast_value(ctx, before[name])
         given = ctx.params[name]
         is_default = ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
         if name == "epochs" and not is_default and given >= value:
@@ -488,7 +492,7 @@ def _where_it_goes_on(checkpoint: Checkpoint | None, epochs: int, folder: Path) 
         )
     done = f"{checkpoint.epoch} of {epochs} epochs"
     if checkpoint.batch:
-        done += f" and {checkpoint.batch} batches of the next one"
+        done += f" and batch {checkpoint.batch} of the next one"
     return f"Going on with the run in {folder} after {done}."
 
 

@@ -131,7 +131,8 @@ def _not_there(text: str) -> AttributeError | ImportError:
     while frame.f_back is not None and frame.f_code.co_name != "__getattr__":
         frame = frame.f_back
     asking = frame.f_back
-    if asking is not None and asking.f_code.co_code[asking.f_lasti] == dis.opmap["IMPORT_FROM"]:
+    imports = dis.opmap.get("IMPORT_FROM")
+    if asking is not None and asking.f_code.co_code[asking.f_lasti] == imports:
         return ImportError(text)
     return AttributeError(text)
 

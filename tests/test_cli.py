@@ -252,6 +252,14 @@ class TestTrain:
             error = run("train", "--output", "a", "--resume", status=1).stderr
             assert message in error and str(path) in error and error.count("\n") == 1
 
+    def test_resume_of_another_program(self):
+        model = small_network()
+        model.compile("sgd", "mse")
+        backup = pyconv.callbacks.BackupAndRestore("a", delete_checkpoint=False)
+        model.fit(np.zeros((4, 8, 8, 3)), np.zeros((4, 3)), verbose=0, callbacks=backup)
+        error = run("train", "--output", "a", "--resume", status=1).stderr
+        assert "was not written by pyconv train" in error
+
     def test_resume_with_other_images(self, monkeypatch, few_shapes):
         run("train", *QUICK, "--output", "a")
         fewer = tuple((x[:50], y[:50]) for x, y in few_shapes)

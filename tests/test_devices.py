@@ -1025,6 +1025,17 @@ class TestCommands:
         assert evaluated[0] == evaluated[1]
         assert "graph" in fake.launches
 
+    @pytest.mark.parametrize("augment", [(), ("--augment",)], ids=["plain", "augmented"])
+    def test_resume(self, fake, augment):
+        """The state goes from the device to the file and back, and a graph knows nothing old."""
+        arguments = ("train", *self.QUICK, *augment, "--device", "cuda")
+        self.run(*arguments, "--epochs", "3", "--output", "whole")
+        self.run(*arguments, "--epochs", "1", "--output", "a")
+        self.run(*arguments, "--epochs", "3", "--output", "a", "--resume")
+        for name in ("model.safetensors", "history.csv"):
+            assert Path("a", name).read_bytes() == Path("whole", name).read_bytes()
+        assert "graph" in fake.launches
+
     def test_a_device_that_cannot_be_had(self, no_cuda):
         output = self.run("train", *self.QUICK, "--device", "cuda", status=1)
         assert output.startswith("Error: The device 'cuda' cannot be used: the CUDA kernels are")

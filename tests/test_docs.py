@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 WITH_CODE = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("index", "tutorial", "from_keras", "kernels", "faq")),
+    *(
+        f"docs/{name}.md"
+        for name in ("index", "tutorial", "from_keras", "kernels", "faq", "reliability")
+    ),
 )
 
 

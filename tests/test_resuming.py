@@ -337,7 +337,7 @@ def test_save_freq(options, expected, tmp_path):
     ],
 )
 def test_max_share(options, expected, tmp_path, monkeypatch):
-    """Seconds pass only where they are made to: 3 a batch, 0.15 a save, 1 % of five batches."""
+    """Seconds pass only where they are made to: 3 a batch and 0.15, 1 % of 15, a save."""
     now, write = 0.0, checkpoints.write
 
     def spend(seconds):
