@@ -1018,6 +1018,11 @@ def dropout_backward(
 # Batch normalization
 
 
+def _channels(x: Any) -> tuple[int, ...]:
+    backend.current().require_array(x, "x")
+    return tuple(x.shape[-1:])
+
+
 def batch_norm(
     x: Array,
     gamma: Array | None,
@@ -1085,8 +1090,8 @@ def batch_norm_training(
     Raises:
         TypeError, ValueError: as `conv2d`; ValueError if the batch is empty.
     """
-    out = _like(x, "x") if out is None else out
-    channels = x.shape[-1:]
+    channels = _channels(x)
+    out = _empty(x.shape) if out is None else out
     mean = _empty(channels) if mean is None else mean
     inverse = _empty(channels) if inverse is None else inverse
     _call(
@@ -1125,8 +1130,8 @@ def batch_norm_backward(
     Raises:
         TypeError, ValueError: as `conv2d`.
     """
-    dx = _like(x, "x") if dx is None else dx
-    channels = x.shape[-1:]
+    channels = _channels(x)
+    dx = _empty(x.shape) if dx is None else dx
     dgamma = _empty(channels) if dgamma is None else dgamma
     dbeta = _empty(channels) if dbeta is None else dbeta
     _call("batch_norm_backward", dy, x, gamma, mean, inverse, dx, dgamma, dbeta)
