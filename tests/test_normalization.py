@@ -371,6 +371,13 @@ class TestFrozen:
         with pytest.raises(ValueError, match="no weights to train"):
             model.train_on_batch(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32))
 
+    def test_other_layers_cannot_be_frozen(self):
+        layer = Dense(2)
+        layer.trainable = True
+        with pytest.raises(ValueError, match="only BatchNormalization can be frozen"):
+            layer.trainable = False
+        assert layer.trainable
+
     def test_first_of_all(self):
         """Nothing before the first layer that is trained gets a gradient."""
         model = Sequential(

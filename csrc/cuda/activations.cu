@@ -28,7 +28,7 @@ __device__ __forceinline__ float value(float x, float slope) {
   } else if constexpr (function == Pointwise::tanh) {
     return tanhf(x);
   } else if constexpr (function == Pointwise::leaky_relu) {
-    return x > 0.0f ? x : slope * x;
+    return x * (x > 0.0f ? 1.0f : slope);
   } else {
     return relu_of(x) + log1pf(expf(-fabsf(x)));
   }
@@ -41,7 +41,7 @@ __device__ __forceinline__ float gradient(float dy, float y, float slope) {
   } else if constexpr (function == Pointwise::tanh) {
     return dy * ((1.0f - y) * (1.0f + y));
   } else if constexpr (function == Pointwise::leaky_relu) {
-    return y > 0.0f ? dy : slope * dy;
+    return dy * (y > 0.0f ? 1.0f : slope);
   } else {
     return dy * -expm1f(-y);
   }

@@ -13,10 +13,10 @@
 //
 // A block works on 32 channels, a lane each, and 8 rows at a time, a warp each: rows lie one after
 // the other in memory. For the sums, rows are cut into splits, whose number depends on the shape
-// only. A block takes the mean of its split, then the sum of squares around it, which so loses
-// nothing to cancellation; a second kernel combines the splits in their order, in double. No
-// atomics: the same bits on every device. (T. Chan, G. Golub, R. LeVeque, "Algorithms for computing
-// the sample variance", The American Statistician 37, 1983.)
+// only. A block takes the mean of a chunk of its split, then the sum of squares around it, which so
+// loses nothing to cancellation. Chunks, and by a second kernel splits, are combined in their
+// order, in double. No atomics: the same bits on every device. (T. Chan, G. Golub, R. LeVeque,
+// "Algorithms for computing the sample variance", The American Statistician 37, 1983.)
 #include "launch.cuh"
 
 namespace pyconv::cuda {
@@ -26,6 +26,7 @@ namespace {
 constexpr int threads = 256, warps = threads / warp_size;
 // Enough blocks for any device; a finishing block sums up to 256 / 8 values a thread.
 constexpr int64_t least_rows = 64, most_splits = 256, most_blocks = 65535;
+constexpr int64_t chunk_rows = 128;  // 16 KB of 32 channels
 
 // The rows of a block: a split of all.
 struct Split {
@@ -56,13 +57,17 @@ __device__ __forceinline__ int64_t channel_of_thread() {
   return static_cast<int64_t>(blockIdx.x) * warp_size + lane_of_thread();
 }
 
-// body(i) for the elements of this thread's channel that it is to read.
+// body(i) for the elements of this thread's channel in the rows [begin, end) that it is to read.
+template <class Body>
+__device__ __forceinline__ void for_each_row(const Split& s, int64_t begin, int64_t end,
+                                             const Body& body) {
+  const int64_t channel = channel_of_thread();
+  if (channel >= s.c) return;
+  for (int64_t row = begin + warp_of_thread(); row < end; row += warps) body(row * s.c + channel);
+}
 template <class Body>
 __device__ __forceinline__ void for_each_row(const Split& s, const Body& body) {
-  const int64_t channel = channel_of_thread(), end = s.end();
-  if (channel >= s.c) return;
-  for (int64_t row = s.begin() + warp_of_thread(); row < end; row += warps)
-    body(row * s.c + channel);
+  for_each_row(s, s.begin(), s.end(), body);
 }
 
 // The sum over the warps of a channel's values, the same for all of them.
@@ -101,24 +106,31 @@ __device__ __forceinline__ double gamma_of(const float* gamma, int64_t channel) 
   return gamma == nullptr ? 1.0 : static_cast<double>(gamma[channel]);
 }
 
-// A split's mean and sum of squares around it.
+// A split's mean and sum of squares around it: chunk by chunk, so that the second look at a chunk
+// finds it in the cache.
 __global__ void __launch_bounds__(threads)
     moments_kernel(Split s, const float* __restrict__ x, double* __restrict__ partial) {
-  float sum = 0.0f;
-  for_each_row(s, [&](int64_t i) { sum += x[i]; });
-  const float n = static_cast<float>(s.size(blockIdx.y));
-  const float center = sum_of_warps(sum) / n;
-  float rest = 0.0f, squares = 0.0f;
-  for_each_row(s, [&](int64_t i) {
-    const float d = x[i] - center;
-    rest += d;
-    squares += d * d;
-  });
-  // What rounding did to the mean.
-  const double off = static_cast<double>(sum_of_warps(rest)) / static_cast<double>(n);
-  const double around = static_cast<double>(sum_of_warps(squares));
-  write_partial(s, partial, static_cast<double>(center) + off,
-                around - static_cast<double>(n) * off * off);
+  double pivot = 0.0, total = 0.0, squares = 0.0;  // the sums of x - pivot and its square
+  for (int64_t begin = s.begin(); begin < s.end(); begin += chunk_rows) {
+    const int64_t end = begin + chunk_rows < s.end() ? begin + chunk_rows : s.end();
+    const float n = static_cast<float>(end - begin);
+    float sum = 0.0f, rest = 0.0f, around = 0.0f;
+    for_each_row(s, begin, end, [&](int64_t i) { sum += x[i]; });
+    const float center = sum_of_warps(sum) / n;
+    for_each_row(s, begin, end, [&](int64_t i) {
+      const float d = x[i] - center;
+      rest += d;  // what rounding did to the mean
+      around += d * d;
+    });
+    const double off = static_cast<double>(sum_of_warps(rest));
+    const double chunk_squares = static_cast<double>(sum_of_warps(around));
+    if (begin == s.begin()) pivot = static_cast<double>(center);
+    const double gap = static_cast<double>(center) - pivot;
+    total += static_cast<double>(n) * gap + off;
+    squares += chunk_squares + (2.0 * off + static_cast<double>(n) * gap) * gap;
+  }
+  const double off = total / static_cast<double>(s.end() - s.begin());
+  write_partial(s, partial, pivot + off, squares - total * off);
 }
 
 __global__ void __launch_bounds__(threads)
@@ -155,10 +167,10 @@ __global__ void __launch_bounds__(threads)
 __global__ void __launch_bounds__(threads)
     scale_kernel(int64_t c, const float* gamma, const float* __restrict__ variance, double epsilon,
                  float* __restrict__ scale) {
-  for_each_index(c, [&](int64_t i) {
-    scale[i] =
-        static_cast<float>(gamma_of(gamma, i) / sqrt(static_cast<double>(variance[i]) + epsilon));
-  });
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x;
+  if (i >= c) return;
+  scale[i] =
+      static_cast<float>(gamma_of(gamma, i) / sqrt(static_cast<double>(variance[i]) + epsilon));
 }
 
 // y = (x - mean) * scale + beta, beta may be null.
@@ -244,7 +256,8 @@ void batch_norm(int64_t rows, int64_t c, const float* x, const float* gamma, con
                 const float* mean, const float* variance, double epsilon, float* y) {
   if (rows == 0) return;
   const Workspace scale(sizeof(float) * c);
-  scale_launch(grid_for(c, threads), c, gamma, variance, epsilon, scale.at<float>());
+  scale_launch(dim3(static_cast<unsigned>(ceil_div<int64_t>(c, threads))), c, gamma, variance,
+               epsilon, scale.at<float>());
   normalize(rows, c, x, mean, scale.at<float>(), beta, y);
 }
 

@@ -176,6 +176,19 @@ class Layer:
         self.input_shape: Shape | None = None
         self.output_shape: Shape | None = None
 
+    @property
+    def trainable(self) -> bool:
+        """Whether the layer is trained: True, but for a BatchNormalization that is frozen."""
+        return True
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        if not value:
+            raise ValueError(
+                f"{self.name} ({type(self).__name__}): only BatchNormalization can be frozen. "
+                f"Received: trainable={value!r}"
+            )
+
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Creates the parameters; a layer that is built keeps them.
 
