@@ -6,6 +6,7 @@ which layers become one block are made here.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,6 +85,43 @@ class _Through(NamedTuple):
     second: ConvPoolBlock
 
 
+class _Fold:
+    """A convolution or dense layer with the batch normalization behind it in its weights.
+
+    With scale = gamma / sqrt(variance + epsilon), the kernel is multiplied by it, filter by filter,
+    and the bias is (bias - mean) * scale + beta.
+
+    Args:
+        layer: a built layer without an activation.
+        norm: the built layer behind it.
+
+    Attributes:
+        layer: what takes the place of both; its weights count after `refresh`.
+    """
+
+    def __init__(self, layer: Layer, norm: BatchNormalization) -> None:
+        self._source, self._norm = layer, norm
+        self.layer = copy.copy(layer)
+        zeros = backend.current().zeros
+        self.layer.parameters = [
+            Parameter(name, zeros(math.prod(shape)).reshape(shape))
+            for name, shape in (
+                ("kernel", layer.parameters[0].shape),
+                ("bias", norm.parameters[-1].shape),
+            )
+        ]
+
+    def refresh(self) -> None:
+        """Makes the weights of those of both layers."""
+        of = {p.name: p.value.astype(np.float64) for p in self._source.parameters}
+        of |= {p.name: p.value.astype(np.float64) for p in self._norm.parameters}
+        scale = of.get("gamma", 1.0) / np.sqrt(of["moving_variance"] + self._norm.epsilon)
+        bias = (of.get("bias", 0.0) - of["moving_mean"]) * scale + of.get("beta", 0.0)
+        # In place, and not as a write: who asks for it knows of the one that made it necessary.
+        for parameter, value in zip(self.layer.parameters, (of["kernel"] * scale, bias)):
+            backend.copy(np.ascontiguousarray(value, np.float32), parameter.array)
+
+
 class Plan:
     """The blocks of a sequence of layers and their buffers, for batches of up to `capacity`.
 
@@ -97,7 +135,9 @@ class Plan:
             With False all of them share two buffers.
         gradients: for training, the arrays that receive the gradients of trainable parameters.
         loss: the loss that :meth:`forward_loss` computes.
-        repeated: whether the forward pass is worth recording. Results differ by rounding.
+        repeated: whether the plan is for inference again and again, so that the forward pass is
+            worth recording, and batch normalization worth folding into the weights before it.
+            Results differ by rounding.
     """
 
     def __init__(
@@ -113,7 +153,13 @@ class Plan:
         self.device = backend.current()
         self.input_shape = input_shape
         self.capacity = capacity
-        self.blocks = make_blocks(operations(layers), input_shape)
+        steps = operations(layers)
+        self._folds: list[_Fold] = []
+        self._folded_at: object = None  # the last write that the folded weights know of
+        if repeated:
+            steps, self._folds = fold(steps)
+            self._refresh_folds()
+        self.blocks = make_blocks(steps, input_shape)
         self.output_shape = self.blocks[-1].output_shape if self.blocks else input_shape
         self._loss_blocks = self.blocks
         self._inputs: np.ndarray | None = None
@@ -169,6 +215,7 @@ class Plan:
         return self._run(self.blocks, x, training, step)
 
     def _run(self, blocks: list[Block], x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        self._refresh_folds()
         if self._records and blocks:
             # The loss may leave out the last block.
             sequence = self._sequences.get(len(blocks))
@@ -177,6 +224,12 @@ class Plan:
                 self._sequences[len(blocks)] = sequence
             return sequence.forward(x)
         return run_blocks(blocks, x, training, step)
+
+    def _refresh_folds(self) -> None:
+        if self._folded_at is not Parameter.last_write:
+            self._folded_at = Parameter.last_write
+            for folded in self._folds:
+                folded.refresh()
 
     def forward_loss(
         self, x: np.ndarray, labels: np.ndarray, training: bool = False, step: Counter = 0
@@ -321,6 +374,24 @@ def operations(layers: Sequence[Layer]) -> list[Operation]:
         if activation != "linear":
             steps.append(Operation(activation, layer))
     return steps
+
+
+def fold(steps: Sequence[Operation]) -> tuple[list[Operation], list[_Fold]]:
+    """The steps with batch normalization folded into the weights before it, where there are any."""
+    folded: list[Operation] = []
+    folds: list[_Fold] = []
+    for step in steps:
+        if (
+            isinstance(step.layer, BatchNormalization)
+            and folded
+            and folded[-1].kind in ("conv", "dense")
+            and folded[-1].layer not in (fold.layer for fold in folds)
+        ):
+            folds.append(_Fold(folded[-1].layer, step.layer))
+            folded[-1] = Operation(folded[-1].kind, folds[-1].layer)
+        else:
+            folded.append(step)
+    return folded, folds
 
 
 def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> list[Block]:

@@ -9,7 +9,16 @@ from conftest import emulated_cuda, has_emulated_cuda
 import pyconv
 import reference
 from pyconv import Sequential, layers, optimizers
-from pyconv.blocks import ActivationBlock, BatchNormBlock, ConvBlock, DenseBlock, ReluBlock
+from pyconv.blocks import (
+    ActivationBlock,
+    BatchNormBlock,
+    ConvBlock,
+    ConvPoolBlock,
+    DenseBlock,
+    FlattenBlock,
+    ReluBlock,
+    SoftmaxBlock,
+)
 from pyconv.callbacks import EarlyStopping
 from pyconv.layers import (
     BatchNormalization,
@@ -168,6 +177,46 @@ class TestBlocks:
         assert self.kinds(Conv2D(2, 3), ReLU()) == [ConvBlock]
         assert self.kinds(Conv2D(2, 3), LeakyReLU()) == [ConvBlock, ActivationBlock]
         assert self.kinds(Dense(2, "sigmoid")) == [DenseBlock, ActivationBlock]
+
+    def test_folded_for_inference(self):
+        """Into the weights before it, and ReLU and pooling into the convolution as ever."""
+        model = new_model()
+        x = samples()[0]
+        model.predict(x, verbose=0)
+        plan = model._plan_for_inference(1)
+        assert [type(block) for block in plan.blocks] == [
+            *(ConvPoolBlock, FlattenBlock, DenseBlock, ActivationBlock, DenseBlock, SoftmaxBlock)
+        ]
+        assert [w.shape for w in model.get_weights()][:2] == [(3, 3, 3, 6), (6,)]
+
+    @pytest.mark.parametrize("use_bias", [True, False])
+    @pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}])
+    def test_what_is_folded_computes_the_same(self, use_bias, options):
+        set_random_seed(1)
+        model = Sequential(
+            [
+                Input((6, 6, 4)),
+                BatchNormalization(),
+                Conv2D(6, 3, groups=2, use_bias=use_bias),
+                BatchNormalization(**options),
+                BatchNormalization(),  # one is enough
+                Conv2D(3, 2, activation="tanh"),
+                BatchNormalization(),  # not behind an activation
+                Dense(5, use_bias=use_bias),
+                BatchNormalization(**options),
+            ]
+        )
+        x = np.random.default_rng(0).normal(size=(5, 6, 6, 4)).astype(np.float32)
+        for seed in range(2):
+            rng = np.random.default_rng(seed)
+            model.set_weights([rng.uniform(0.2, 1, w.shape) for w in model.get_weights()])
+            h = x
+            for layer in model.layers:
+                h = layer(h)
+            y = model.predict(x, verbose=0)
+            np.testing.assert_allclose(y, h, rtol=0, atol=2e-5 * np.abs(h).max())
+        kinds = [type(block) for block in model._plan_for_inference(1).blocks]
+        assert kinds.count(BatchNormBlock) == 3
 
     def test_slopes(self):
         for layer, slope in ((LeakyReLU(), 0.3), (layers.Activation("leaky_relu"), 0.2)):
