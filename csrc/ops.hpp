@@ -11,6 +11,8 @@
 namespace pyconv {
 
 enum class Activation : int { none, relu };
+// Functions that are applied element by element, by themselves. leaky_relu has a slope.
+enum class Pointwise : int { sigmoid, tanh, leaky_relu, softplus };
 
 // A convolution  y[n, oh, ow, oc] = b[oc] + sum x[n, ih, iw, ic] * w[kh, kw, ic, oc]  with
 // ih = oh * stride_h - pad_top + kh * dilation_h (iw alike); taps outside the image count as zero.
@@ -97,7 +99,24 @@ struct Operations {
   // Element by element; output and input may be the same array.
   void (*relu)(int64_t size, const float* x, float* y);
   void (*relu_backward)(int64_t size, const float* dy, const float* y, float* dx);
+  void (*activate)(int64_t size, Pointwise, float slope, const float* x, float* y);
+  void (*activate_backward)(int64_t size, Pointwise, float slope, const float* dy, const float* y,
+                            float* dx);
   void (*dropout)(int64_t size, const Dropout&, const float* x, float* y);
+
+  // Batch normalization of rows of c channels, y = gamma * (x - mean) / sqrt(variance + epsilon) +
+  // beta, with the mean and variance given, or those of the rows, of which there is at least one;
+  // then it also updates the moving averages. gamma (1) and beta (0) may be null; inverse is
+  // 1 / sqrt(variance + epsilon). y may be x, and dx may be dy.
+  void (*batch_norm)(int64_t rows, int64_t c, const float* x, const float* gamma, const float* beta,
+                     const float* mean, const float* variance, double epsilon, float* y);
+  void (*batch_norm_training)(int64_t rows, int64_t c, const float* x, const float* gamma,
+                              const float* beta, double momentum, double epsilon,
+                              float* moving_mean, float* moving_variance, float* mean,
+                              float* inverse, float* y);
+  void (*batch_norm_backward)(int64_t rows, int64_t c, const float* dy, const float* x,
+                              const float* gamma, const float* mean, const float* inverse,
+                              float* dx, float* dgamma, float* dbeta);
 
   // Rows of k values.
   void (*softmax)(int64_t n, int64_t k, const float* x, float* y);

@@ -119,6 +119,41 @@ def max_pool2d_backward(
 ) -> None: ...
 def relu(x: _Array, out: _Array) -> None: ...
 def relu_backward(dy: _Array, y: _Array, out: _Array) -> None: ...
+def activate(x: _Array, out: _Array, name: str, negative_slope: float) -> None: ...
+def activate_backward(
+    dy: _Array, y: _Array, out: _Array, name: str, negative_slope: float
+) -> None: ...
+def batch_norm(
+    x: _Array,
+    gamma: _Array | None,
+    beta: _Array | None,
+    mean: _Array,
+    variance: _Array,
+    out: _Array,
+    epsilon: float,
+) -> None: ...
+def batch_norm_training(
+    x: _Array,
+    gamma: _Array | None,
+    beta: _Array | None,
+    moving_mean: _Array,
+    moving_variance: _Array,
+    out: _Array,
+    mean: _Array,
+    inverse: _Array,
+    momentum: float,
+    epsilon: float,
+) -> None: ...
+def batch_norm_backward(
+    dy: _Array,
+    x: _Array,
+    gamma: _Array | None,
+    mean: _Array,
+    inverse: _Array,
+    dx: _Array,
+    dgamma: _Array,
+    dbeta: _Array,
+) -> None: ...
 def softmax(x: _Array, out: _Array) -> None: ...
 def softmax_backward(dy: _Array, y: _Array, out: _Array) -> None: ...
 def softmax_cross_entropy(

@@ -11,7 +11,12 @@ arrays are NumPy's.
 from typing import Any
 
 # The kernels, with the CPU's signatures; arrays have the shapes and dtypes that NumPy's would have.
+from pyconv._cpu import activate as activate
+from pyconv._cpu import activate_backward as activate_backward
 from pyconv._cpu import adam_step as adam_step
+from pyconv._cpu import batch_norm as batch_norm
+from pyconv._cpu import batch_norm_backward as batch_norm_backward
+from pyconv._cpu import batch_norm_training as batch_norm_training
 from pyconv._cpu import conv2d as conv2d
 from pyconv._cpu import conv2d_backward as conv2d_backward
 from pyconv._cpu import conv2d_backward_data as conv2d_backward_data

@@ -5,7 +5,7 @@ buffers:
 
     output_buffer    flat, for the outputs
     dx_buffer        flat, for the gradient with respect to the inputs; None if nobody needs it
-    gradients        for each parameter, the array that receives its gradient
+    gradients        for each trainable parameter, the array that receives its gradient
 
 Gradients are overwritten, never accumulated. In training a block remembers its inputs and outputs
 from `forward` until `backward`. Blocks that are `elementwise` may write over their inputs, blocks
@@ -27,7 +27,7 @@ import numpy as np
 from pyconv import backend, kernels
 from pyconv.backend import Backend
 from pyconv.kernels import Counter
-from pyconv.layers import Conv2D, Dense, Dropout, MaxPooling2D, Parameter
+from pyconv.layers import BatchNormalization, Conv2D, Dense, Dropout, MaxPooling2D, Parameter
 from pyconv.losses import Loss, SoftmaxCrossentropy
 
 
@@ -65,7 +65,7 @@ class Block:
 
         Args:
             x: the inputs.
-            training: whether dropout acts.
+            training: whether dropout acts, and batch normalization takes the batch's statistics.
             step: selects dropout's masks: a number, or an array of one on the device.
         """
         raise NotImplementedError
@@ -302,6 +302,79 @@ class ReluBlock(Block):
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
         kernels.relu_backward(dy, self._y, out=dy)
+        return dy
+
+
+class ActivationBlock(Block):
+    """One of `kernels.POINTWISE`."""
+
+    elementwise = True
+
+    def __init__(self, name: str, negative_slope: float, shape: tuple[int, ...]) -> None:
+        super().__init__(shape, shape)
+        self.function = (name, negative_slope)
+
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        self._y = self._output(len(x))
+        kernels.activate(x, *self.function, out=self._y)
+        return self._y
+
+    def backward(self, dy: np.ndarray) -> np.ndarray | None:
+        kernels.activate_backward(dy, self._y, *self.function, out=dy)
+        return dy
+
+
+class BatchNormBlock(Block):
+    """Batch normalization. Frozen, it works in training as in inference."""
+
+    elementwise = True
+
+    def __init__(self, layer: BatchNormalization, shape: tuple[int, ...]) -> None:
+        super().__init__(shape, shape, layer.parameters)
+        self.scale, self.center, self.frozen = layer.scale, layer.center, not layer.trainable
+        self.momentum, self.epsilon = layer.momentum, layer.epsilon
+
+    def allocate(self, device: Backend, capacity: int) -> None:
+        channels = self.output_shape[-1]
+        self._mean, self._inverse, self._unused_dgamma, self._unused_dbeta = (
+            device.zeros(channels) for _ in range(4)
+        )
+
+    def _given(self, values: Iterable[np.ndarray]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """What belongs to gamma and to beta, of what there is for them in this order."""
+        of = iter(values)
+        return next(of) if self.scale else None, next(of) if self.center else None
+
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        y = self._output(len(x))
+        *given, mean, variance = (parameter.array for parameter in self.parameters)
+        gamma, beta = self._given(given)
+        if training and not self.frozen:
+            kernels.batch_norm_training(
+                *(x, gamma, beta, mean, variance, self.momentum, self.epsilon),
+                out=y,
+                mean=self._mean,
+                inverse=self._inverse,
+            )
+            self._x = x
+            Parameter.written()
+        else:
+            kernels.batch_norm(x, gamma, beta, mean, variance, self.epsilon, out=y)
+        return y
+
+    def backward(self, dy: np.ndarray) -> np.ndarray | None:
+        *given, _, variance = (parameter.array for parameter in self.parameters)
+        gamma, _ = self._given(given)
+        if self.frozen:  # linear; nobody has written to `_mean`, so it is 0
+            kernels.batch_norm(dy, gamma, None, self._mean, variance, self.epsilon, out=dy)
+            return dy
+        dgamma, dbeta = self._given(self.gradients)
+        kernels.batch_norm_backward(
+            *(dy, self._x, gamma, self._mean, self._inverse),
+            dx=dy,
+            dgamma=self._unused_dgamma if dgamma is None else dgamma,
+            dbeta=self._unused_dbeta if dbeta is None else dbeta,
+        )
         return dy
 
 

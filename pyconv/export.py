@@ -10,7 +10,19 @@ import numpy as np
 
 from pyconv.extras import extra
 from pyconv.kernels import window_extent, window_pads
-from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Layer, MaxPooling2D
+from pyconv.layers import (
+    Activation,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    LeakyReLU,
+    MaxPooling2D,
+    ReLU,
+    Softmax,
+)
 from pyconv.saving import atomic_write
 
 if TYPE_CHECKING:
@@ -111,11 +123,13 @@ class _Graph:
             self.add("Transpose", perm=[0, 2, 3, 1])
             self.is_channels_first = False
 
-    def activation(self, name: str) -> None:
-        if name == "relu":
-            self.add("Relu")
-        elif name == "softmax":
+    def activation(self, name: str, negative_slope: float = 0.2) -> None:
+        if name == "softmax":
             self.add("Softmax", axis=1 if self.is_channels_first else -1)
+        elif name == "leaky_relu":
+            self.add("LeakyRelu", alpha=negative_slope)
+        elif name != "linear":
+            self.add(name.capitalize())  # Relu, Sigmoid, Tanh, Softplus
 
 
 def _named(layer: Layer) -> dict[str, tuple[str, np.ndarray]]:
@@ -177,6 +191,35 @@ def _activation(graph: _Graph, layer: Activation, shape: tuple[int, ...]) -> Non
     graph.activation(layer.activation)
 
 
+def _leaky_relu(graph: _Graph, layer: LeakyReLU, shape: tuple[int, ...]) -> None:
+    graph.activation(layer.activation, layer.negative_slope)
+
+
+def _batch_normalization(graph: _Graph, layer: BatchNormalization, shape: tuple[int, ...]) -> None:
+    arrays = _named(layer)
+    if len(shape) == 4:
+        graph.channels_first()
+    elif len(shape) > 2:  # the operator takes the second axis for the channels
+        variance = arrays["moving_variance"][1].astype(np.float64)
+        scale = _value(arrays, "gamma", 1.0) / np.sqrt(variance + layer.epsilon)
+        shift = _value(arrays, "beta", 0.0) - scale * _value(arrays, "moving_mean", 0.0)
+        graph.add("Mul", (f"{layer.name}/scale", scale.astype(np.float32)))
+        graph.add("Add", (f"{layer.name}/shift", shift.astype(np.float32)))
+        return
+    channels = layer.parameters[-1].shape
+    arrays.setdefault("gamma", (f"{layer.name}/gamma", np.ones(channels, np.float32)))
+    arrays.setdefault("beta", (f"{layer.name}/beta", np.zeros(channels, np.float32)))
+    graph.add(
+        "BatchNormalization",
+        *(arrays[name] for name in ("gamma", "beta", "moving_mean", "moving_variance")),
+        epsilon=layer.epsilon,
+    )
+
+
+def _value(arrays: dict[str, tuple[str, np.ndarray]], name: str, default: float) -> Any:
+    return arrays[name][1].astype(np.float64) if name in arrays else default
+
+
 def _dropout(graph: _Graph, layer: Dropout, shape: tuple[int, ...]) -> None:
     """Nothing: it acts in training alone."""
 
@@ -188,9 +231,13 @@ def _flatten(graph: _Graph, layer: Flatten, shape: tuple[int, ...]) -> None:
 
 _EXPORTERS: dict[type[Layer], Callable[[_Graph, Any, tuple[int, ...]], None]] = {
     Activation: _activation,
+    BatchNormalization: _batch_normalization,
     Conv2D: _conv2d,
     Dense: _dense,
     Dropout: _dropout,
     Flatten: _flatten,
+    LeakyReLU: _leaky_relu,
     MaxPooling2D: _max_pooling2d,
+    ReLU: _activation,
+    Softmax: _activation,
 }

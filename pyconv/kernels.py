@@ -25,8 +25,14 @@ from numpy.typing import NDArray
 from pyconv import backend
 
 __all__ = [
+    "POINTWISE",
+    "activate",
+    "activate_backward",
     "adam_step",
     "argmax_dtype",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_training",
     "conv2d",
     "conv2d_backward",
     "conv2d_backward_data",
@@ -835,6 +841,61 @@ def relu_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
     return out
 
 
+# What `activate` knows by name.
+POINTWISE = ("sigmoid", "tanh", "leaky_relu", "softplus")
+
+
+def activate(
+    x: Array, name: str, negative_slope: float = 0.2, *, out: Array | None = None
+) -> Array:
+    """An activation, element by element; NaN stays NaN.
+
+    "sigmoid": 1 / (1 + exp(-x)); "tanh"; "leaky_relu": x where x > 0, else negative_slope * x;
+    "softplus": log(1 + exp(x)). Without overflow for any x, and exact to a few units in the last
+    place.
+
+    Args:
+        x: array of any shape.
+        name: one of the above.
+        negative_slope: of "leaky_relu", at least 0.
+        out: array for the result; may be x.
+
+    Returns:
+        y, of x's shape.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`; ValueError if there is no such name, or the slope is out
+            of range.
+    """
+    out = _like(x, "x") if out is None else out
+    _call("activate", x, out, name, negative_slope)
+    return out
+
+
+def activate_backward(
+    dy: Array, y: Array, name: str, negative_slope: float = 0.2, *, out: Array | None = None
+) -> Array:
+    """The gradient of `activate`, from its output.
+
+    dy times y (1 - y), (1 - y) (1 + y), 1 or the slope by the sign of y, and 1 - exp(-y).
+
+    Args:
+        dy: gradient of the output, any shape.
+        y: the output, of the same shape.
+        name, negative_slope: as in the forward pass.
+        out: array for the result; may be dy or y.
+
+    Returns:
+        dx, of dy's shape.
+
+    Raises:
+        TypeError, ValueError: as `activate`.
+    """
+    out = _like(dy, "dy") if out is None else out
+    _call("activate_backward", dy, y, out, name, negative_slope)
+    return out
+
+
 def softmax(x: Array, *, out: Array | None = None) -> Array:
     """exp(x) / sum(exp(x)) over the last axis, without overflow for any finite x.
 
@@ -954,6 +1015,134 @@ def dropout_backward(
 ) -> Array:
     """The gradient of `dropout`: the same function of dy, with the same rate, seed and offset."""
     return dropout(dy, rate, seed, offset, out=out)
+
+
+# --------------------------------------------------------------------------------------------------
+# Batch normalization
+
+
+def _channels(x: Any) -> tuple[int, ...]:
+    backend.current().require_array(x, "x")
+    return tuple(x.shape[-1:])
+
+
+def batch_norm(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    mean: Array,
+    variance: Array,
+    epsilon: float = 1e-3,
+    *,
+    out: Array | None = None,
+) -> Array:
+    """Batch normalization with a mean and a variance that are given, as in inference.
+
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, channel by channel.
+    (S. Ioffe, C. Szegedy, "Batch normalization", arXiv:1502.03167.)
+
+    Args:
+        x: input (n, ..., channels).
+        gamma, beta: (channels,); None for 1 and 0.
+        mean, variance: (channels,).
+        epsilon: see above, at least 0.
+        out: array for the result; may be x.
+
+    Returns:
+        y, of x's shape.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    out = _like(x, "x") if out is None else out
+    _call("batch_norm", x, gamma, beta, mean, variance, out, epsilon)
+    return out
+
+
+def batch_norm_training(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    moving_mean: Array,
+    moving_variance: Array,
+    momentum: float = 0.99,
+    epsilon: float = 1e-3,
+    *,
+    out: Array | None = None,
+    mean: Array | None = None,
+    inverse: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Batch normalization with the mean and the variance of the batch, as in training.
+
+    They are taken over all axes but the last; the variance is the mean of (x - mean)^2, also where
+    the moving averages are updated, in place, as Keras does:
+    moving = momentum * moving + (1 - momentum) * that of the batch.
+
+    Args:
+        x: input (n, ..., channels), n at least 1.
+        gamma, beta: (channels,); None for 1 and 0.
+        moving_mean, moving_variance: (channels,), overwritten.
+        momentum: from 0 to 1.
+        epsilon: as for `batch_norm`.
+        out, mean, inverse: arrays for the results; out may be x.
+
+    Returns:
+        y, of x's shape; the batch's mean (channels,) and 1 / sqrt(variance + epsilon) (channels,),
+        which the backward pass needs.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`; ValueError if the batch is empty.
+    """
+    channels = _channels(x)
+    out = _empty(x.shape) if out is None else out
+    mean = _empty(channels) if mean is None else mean
+    inverse = _empty(channels) if inverse is None else inverse
+    _call(
+        "batch_norm_training",
+        *(x, gamma, beta, moving_mean, moving_variance, out, mean, inverse, momentum, epsilon),
+    )
+    return out, mean, inverse
+
+
+def batch_norm_backward(
+    dy: Array,
+    x: Array,
+    gamma: Array | None,
+    mean: Array,
+    inverse: Array,
+    *,
+    dx: Array | None = None,
+    dgamma: Array | None = None,
+    dbeta: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """All gradients of `batch_norm_training`.
+
+    With xh = (x - mean) * inverse and sums over all axes but the last: dbeta = sum dy,
+    dgamma = sum dy * xh, dx = gamma * inverse * (dy - (dbeta + xh * dgamma) / rows).
+
+    Args:
+        dy: gradient of the output, of x's shape.
+        x: input (n, ..., channels).
+        gamma: (channels,); None for 1.
+        mean, inverse: (channels,), of the forward pass.
+        dx, dgamma, dbeta: arrays for the results; dx may be dy.
+
+    Returns:
+        dx, of x's shape, dgamma (channels,) and dbeta (channels,).
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    channels = _channels(x)
+    dx = _empty(x.shape) if dx is None else dx
+    dgamma = _empty(channels) if dgamma is None else dgamma
+    dbeta = _empty(channels) if dbeta is None else dbeta
+    _call("batch_norm_backward", dy, x, gamma, mean, inverse, dx, dgamma, dbeta)
+    return dx, dgamma, dbeta
+
+
+# --------------------------------------------------------------------------------------------------
+# Rows of a data set
 
 
 def gather(

@@ -254,6 +254,7 @@ class Sequential:
         third = width - first - second
         lines = [f"{a:<{first}}{b:<{second}}{c:>{third}}" for a, b, c in rows]
         total = self.count_params()
+        trained = sum(p.size for _, p in self._named_parameters() if p.trainable)
         output = print_fn or print
         for line in (
             f'Model: "{self.name}"',
@@ -263,8 +264,8 @@ class Sequential:
             *lines[1:],
             "=" * width,
             f"Total params: {total:,}",
-            f"Trainable params: {total:,}",
-            "Non-trainable params: 0",
+            f"Trainable params: {trained:,}",
+            f"Non-trainable params: {total - trained:,}",
             "_" * width,
         ):
             output(line)
@@ -277,7 +278,7 @@ class Sequential:
         return sum(layer.count_params() for layer in self._layers)
 
     def get_weights(self) -> list[np.ndarray]:
-        """Returns copies of all weights, layer by layer, kernel before bias."""
+        """Returns copies of all weights, layer by layer, each in the order of its parameters."""
         self.build()
         return [parameter.value.copy() for _, parameter in self._named_parameters()]
 
@@ -321,6 +322,7 @@ class Sequential:
     def gradients(self) -> list[np.ndarray]:
         """The gradients of the last training step, in the order of :meth:`get_weights`.
 
+        Of what is trained, without moving averages.
         No copies on the CPU; copies of what lies on another device.
 
         Raises:
@@ -772,7 +774,7 @@ class Sequential:
             return outputs
 
     def __call__(self, x: np.ndarray, training: bool = False) -> np.ndarray:
-        """Returns the outputs for one batch, a new array; with `training`, dropout acts."""
+        """Returns the outputs for one batch, a new array; with `training`, as a step has them."""
         if not training:
             return self.predict_on_batch(x)
         return run(self._layers, self._check_inputs(x), training, None)
@@ -957,8 +959,13 @@ class Sequential:
 
     def _plan_for_training(self, capacity: int) -> Plan:
         device = backend.current()
-        if self._parameters is None or self._parameters.device is not device:
-            # Made for another device, the rest goes with them.
+        trained = [parameter for _, parameter in self._named_parameters() if parameter.trainable]
+        if (
+            self._parameters is None
+            or self._parameters.device is not device
+            or self._parameters.trained != trained  # a layer was frozen, or is no longer
+        ):
+            # The rest goes with them.
             self._training_plan = self._parameters = None
             self._graph.discard()
             self._numbers = StepNumbers(device)
@@ -976,10 +983,7 @@ class Sequential:
             self._training_plan = None
             self._graph.discard()
             gradients: dict[Parameter, np.ndarray] = dict(
-                zip(
-                    (parameter for _, parameter in self._named_parameters()),
-                    self._parameters.gradient_views,
-                )
+                zip(self._parameters.trained, self._parameters.gradient_views)
             )
             self._training_plan = Plan(
                 self._layers,

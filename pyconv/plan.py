@@ -6,6 +6,7 @@ which layers become one block are made here.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import warnings
@@ -18,6 +19,8 @@ import numpy as np
 from pyconv import backend, kernels, random
 from pyconv.backend import Backend
 from pyconv.blocks import (
+    ActivationBlock,
+    BatchNormBlock,
     Block,
     ConvBlock,
     ConvPoolBlock,
@@ -36,14 +39,17 @@ from pyconv.kernels import Counter
 from pyconv.labels import needs_classes
 from pyconv.layers import (
     Activation,
+    BatchNormalization,
     Conv2D,
     Dense,
     Dropout,
     Flatten,
     Layer,
+    LeakyReLU,
     MaxPooling2D,
     Parameter,
 )
+from pyconv.layers.base import ACTIVATIONS
 from pyconv.losses import BinaryCrossentropy, Loss, SoftmaxCrossentropy
 from pyconv.recording import RecordedForward
 
@@ -81,6 +87,43 @@ class _Through(NamedTuple):
     second: ConvPoolBlock
 
 
+class _Fold:
+    """A convolution or dense layer with the batch normalization behind it in its weights.
+
+    With scale = gamma / sqrt(variance + epsilon), the kernel is multiplied by it, filter by filter,
+    and the bias is (bias - mean) * scale + beta.
+
+    Args:
+        layer: a built layer without an activation.
+        norm: the built layer behind it.
+
+    Attributes:
+        layer: what takes the place of both; its weights count after `refresh`.
+    """
+
+    def __init__(self, layer: Layer, norm: BatchNormalization) -> None:
+        self._source, self._norm = layer, norm
+        self.layer = copy.copy(layer)
+        zeros = backend.current().zeros
+        self.layer.parameters = [
+            Parameter(name, zeros(math.prod(shape)).reshape(shape))
+            for name, shape in (
+                ("kernel", layer.parameters[0].shape),
+                ("bias", norm.parameters[-1].shape),
+            )
+        ]
+
+    def refresh(self) -> None:
+        """Makes the weights of those of both layers."""
+        of = {p.name: p.value.astype(np.float64) for p in self._source.parameters}
+        of |= {p.name: p.value.astype(np.float64) for p in self._norm.parameters}
+        scale = of.get("gamma", 1.0) / np.sqrt(of["moving_variance"] + self._norm.epsilon)
+        bias = (of.get("bias", 0.0) - of["moving_mean"]) * scale + of.get("beta", 0.0)
+        # In place, and not as a write: who asks for it knows of the one that made it necessary.
+        for parameter, value in zip(self.layer.parameters, (of["kernel"] * scale, bias)):
+            backend.copy(np.ascontiguousarray(value, np.float32), parameter.array)
+
+
 class Plan:
     """The blocks of a sequence of layers and their buffers, for batches of up to `capacity`.
 
@@ -92,9 +135,11 @@ class Plan:
         capacity: largest batch; smaller ones use the leading part of the buffers.
         training: with True every block keeps its outputs, so that :meth:`backward` is possible.
             With False all of them share two buffers.
-        gradients: for training, the arrays that receive the gradients of the parameters.
+        gradients: for training, the arrays that receive the gradients of trainable parameters.
         loss: the loss that :meth:`forward_loss` computes.
-        repeated: whether the forward pass is worth recording. Results differ by rounding.
+        repeated: whether the plan is for inference again and again, so that the forward pass is
+            worth recording, and batch normalization worth folding into the weights before it.
+            Results differ by rounding.
     """
 
     def __init__(
@@ -110,7 +155,13 @@ class Plan:
         self.device = backend.current()
         self.input_shape = input_shape
         self.capacity = capacity
-        self.blocks = make_blocks(operations(layers), input_shape)
+        steps = operations(layers)
+        self._folds: list[_Fold] = []
+        self._folded_at: object = None  # the last write that the folded weights know of
+        if repeated:
+            steps, self._folds = fold(steps)
+            self._refresh_folds()
+        self.blocks = make_blocks(steps, input_shape)
         self.output_shape = self.blocks[-1].output_shape if self.blocks else input_shape
         self._loss_blocks = self.blocks
         self._inputs: np.ndarray | None = None
@@ -165,12 +216,13 @@ class Plan:
 
         Args:
             x: (N, *input_shape), as :meth:`feed` returns it.
-            training: whether dropout acts.
+            training: whether dropout acts, and batch normalization takes the batch's statistics.
             step: the number of the training step, which selects dropout's masks.
         """
         return self._run(self.blocks, x, training, step)
 
     def _run(self, blocks: list[Block], x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        self._refresh_folds()
         if self._records and blocks:
             # The loss may leave out the last block.
             sequence = self._sequences.get(len(blocks))
@@ -178,13 +230,19 @@ class Plan:
                 sequence = RecordedForward(blocks, self.device, self.capacity)
                 self._sequences[len(blocks)] = sequence
             return sequence.forward(x)
-        if self._captures:
+        if self._captures and not training:
             arrays = [x, *(p.array for block in blocks for p in block.parameters)]
             addresses = map(self.device.address, arrays)
             key = (len(blocks), len(x), self.device.kernels.math_mode(), *addresses)
             launch = functools.partial(run_blocks, blocks, x, training, step)
             return self._graph.run(launch, self.device, key, arrays)
         return run_blocks(blocks, x, training, step)
+
+    def _refresh_folds(self) -> None:
+        if self._folded_at is not Parameter.last_write:
+            self._folded_at = Parameter.last_write
+            for folded in self._folds:
+                folded.refresh()
 
     def forward_loss(
         self, x: np.ndarray, labels: np.ndarray, training: bool = False, step: Counter = 0
@@ -213,13 +271,17 @@ class Plan:
 
     @property
     def _first_trained(self) -> int:
-        """Index of the first block with parameters: nothing before it needs a gradient."""
-        trained = (index for index, block in enumerate(self.blocks) if block.parameters)
+        """Index of the first block that is trained: nothing before it needs a gradient."""
+        trained = (
+            index
+            for index, block in enumerate(self.blocks)
+            if any(parameter.trainable for parameter in block.parameters)
+        )
         return next(trained, len(self.blocks))
 
     @property
     def _through(self) -> _Through | None:
-        """The first two blocks with parameters, where one kernel takes the gradient through both.
+        """The first two blocks that are trained, where one kernel takes the gradient through both.
 
         The gradient between them is the largest of most networks, and then never written out.
         """
@@ -238,7 +300,8 @@ class Plan:
             if linear and isinstance(loss, BinaryCrossentropy) and not loss.from_logits:
                 warnings.warn(
                     "binary_crossentropy expects probabilities, but the model ends in a layer "
-                    "without an activation. Use BinaryCrossentropy(from_logits=True).",
+                    "without an activation. Give it activation='sigmoid', or use "
+                    "BinaryCrossentropy(from_logits=True).",
                     stacklevel=2,
                 )
             self._head = LossBlock(loss, self.device)
@@ -271,7 +334,7 @@ class Plan:
         for block in self.blocks:
             if not block.view:
                 block.output_buffer = self.device.zeros(self.capacity * block.output_size)
-            block.gradients = [gradients[parameter] for parameter in block.parameters]
+            block.gradients = [gradients[p] for p in block.parameters if p.trainable]
         # On their way back, the gradients go to and fro between two buffers, or are changed in
         # place.
         needing_from = self._first_trained + (1 if self._through is None else 2)
@@ -303,6 +366,7 @@ def operations(layers: Sequence[Layer]) -> list[Operation]:
     """The steps of the layers, an activation counting as a step of its own."""
     kinds = {
         Activation: "",
+        BatchNormalization: "batch_norm",
         Conv2D: "conv",
         Dense: "dense",
         Dropout: "dropout",
@@ -325,6 +389,24 @@ def operations(layers: Sequence[Layer]) -> list[Operation]:
     return steps
 
 
+def fold(steps: Sequence[Operation]) -> tuple[list[Operation], list[_Fold]]:
+    """The steps with batch normalization folded into the weights before it, where there are any."""
+    folded: list[Operation] = []
+    folds: list[_Fold] = []
+    for step in steps:
+        if (
+            isinstance(step.layer, BatchNormalization)
+            and folded
+            and folded[-1].kind in ("conv", "dense")
+            and folded[-1].layer not in (fold.layer for fold in folds)
+        ):
+            folds.append(_Fold(folded[-1].layer, step.layer))
+            folded[-1] = Operation(folded[-1].kind, folds[-1].layer)
+        else:
+            folded.append(step)
+    return folded, folds
+
+
 def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> list[Block]:
     """The blocks of the steps; steps that can be executed as one become one block."""
     blocks: list[Block] = []
@@ -333,7 +415,7 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
     while index < len(steps):
         kind, layer = steps[index]
         relu = [step.kind for step in steps[index + 1 : index + 2]] == ["relu"]
-        output_shape = _output_shape(layer, shape) if kind not in ("relu", "softmax") else shape
+        output_shape = shape if kind in ACTIVATIONS else _output_shape(layer, shape)
         length = 1
         block: Block
         if kind == "conv":
@@ -354,6 +436,9 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
         elif kind == "pool":
             assert isinstance(layer, MaxPooling2D)
             block = MaxPoolBlock(layer, shape, output_shape)
+        elif kind == "batch_norm":
+            assert isinstance(layer, BatchNormalization)
+            block = BatchNormBlock(layer, shape)
         elif kind == "dropout":
             assert isinstance(layer, Dropout)
             block = DropoutBlock(layer, shape)
@@ -361,6 +446,9 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
             block = FlattenBlock(shape, output_shape)
         elif kind == "relu":
             block = ReluBlock(shape)
+        elif kind in kernels.POINTWISE:
+            slope = layer.negative_slope if isinstance(layer, LeakyReLU) else 0.2
+            block = ActivationBlock(kind, slope, shape)
         else:
             block = SoftmaxBlock(shape)
         blocks.append(block)
@@ -378,39 +466,48 @@ def _is_2x2(layer: Layer | None) -> TypeGuard[MaxPooling2D]:
 
 
 class FlatParameters:
-    """All parameters of a model in one array, and their gradients in another of the same layout.
+    """All parameters of a model in one array, and the gradients in another of the same layout.
 
-    Every tensor starts at a cache line. So an optimizer's step is one call, whatever the number of
-    layers.
+    Every tensor starts at a cache line, those that are trained before the others. So an optimizer's
+    step is one call, whatever the number of layers.
 
     Attributes:
         device: the device that was in use when they were made, whose arrays they are.
-        weights, gradients: flat float32 arrays; the gaps between tensors stay zero.
+        trained: the parameters that are trained, in their order.
+        weights, gradients: flat float32 arrays of what is trained; the gaps between tensors stay
+            zero.
     """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         self.device = backend.current()
-        self._parameters = list(parameters)
+        self.trained = [parameter for parameter in parameters if parameter.trainable]
+        self._parameters = self.trained + [p for p in parameters if not p.trainable]
         self._offsets = []
-        size = 0
-        for parameter in self._parameters:
+        size = trained_size = 0
+        for index, parameter in enumerate(self._parameters):
             self._offsets.append(size)
             size += -(-parameter.size // _ALIGNMENT) * _ALIGNMENT
-        self.weights = self.device.zeros(size)
-        self.gradients = self.device.zeros(size)
-        self._weight_views = self.views(self.weights)
+            if index + 1 == len(self.trained):
+                trained_size = size
+        everything = self.device.zeros(size)
+        self.weights = everything[:trained_size]
+        self.gradients = self.device.zeros(trained_size)
+        self._weight_views = self._views(everything, self._parameters)
         self.gradient_views = self.views(self.gradients)
         self.claim()
 
     def views(self, flat: np.ndarray) -> list[np.ndarray]:
-        """The tensors in a flat array of this layout, e.g. in an optimizer's slot."""
+        """The trained tensors in a flat array of this layout, e.g. in an optimizer's slot."""
+        return self._views(flat, self.trained)
+
+    def _views(self, flat: np.ndarray, parameters: Sequence[Parameter]) -> list[np.ndarray]:
         return [
             flat[offset : offset + parameter.size].reshape(parameter.shape)
-            for offset, parameter in zip(self._offsets, self._parameters)
+            for offset, parameter in zip(self._offsets, parameters)
         ]
 
     def claim(self) -> None:
-        """Makes the parameters views of `weights` again, should another model have taken them."""
+        """Makes the parameters views of one array again, should another model have taken them."""
         for parameter, view in zip(self._parameters, self._weight_views):
             if parameter.array is not view:
                 backend.copy(parameter.array, view)
@@ -430,7 +527,7 @@ def run(layers: Sequence[Layer], x: np.ndarray, training: bool, step: int | None
     Args:
         layers: the layers.
         x: array of numbers, the batch on its first axis.
-        training: whether dropout acts.
+        training: whether dropout acts, and batch normalization takes the batch's statistics.
         step: selects dropout's masks; None draws a new one.
 
     Returns:

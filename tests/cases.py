@@ -320,6 +320,52 @@ def tutorial_batch() -> tuple[np.ndarray, np.ndarray]:
     return uniform(2200, (4, 32, 32, 3)), np.eye(10, dtype=np.float32)[[3, 1, 4, 1]]
 
 
+# ------------------------------------------------------------- a network with batch normalization
+
+
+def norm_layers(layers: Any) -> list[Any]:
+    """Layers of Keras's or ours, for images (6, 6, 2)."""
+    return [
+        layers.Conv2D(5, 3, use_bias=False),
+        layers.BatchNormalization(momentum=0.9),
+        layers.LeakyReLU(),
+        layers.Conv2D(4, 2, activation="tanh"),
+        layers.BatchNormalization(momentum=0.5, epsilon=0.01, scale=False),
+        layers.Activation("softplus"),
+        layers.Flatten(),
+        layers.Dense(6, activation="sigmoid"),
+        layers.BatchNormalization(center=False),
+        layers.Dense(8, activation="leaky_relu"),
+        layers.Dense(3, activation="softmax"),
+    ]
+
+
+def norm_weights(shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+    """Of one axis all are positive, for one of them is a variance."""
+    return [
+        uniform(3000 + i, shape, 0.2 if len(shape) == 1 else -0.5, 0.8)
+        for i, shape in enumerate(shapes)
+    ]
+
+
+def norm_samples() -> tuple[np.ndarray, np.ndarray]:
+    return uniform(3100, (7, 6, 6, 2), -1.0, 2.0), np.eye(3, dtype=np.float32)[
+        [0, 2, 1, 1, 0, 2, 0]
+    ]
+
+
+def norm_steps(model: Any, optimizer: Any, steps: int = 5) -> tuple[list[float], list[np.ndarray]]:
+    """The losses of some training steps, and all weights after them."""
+    model.compile(optimizer, "categorical_crossentropy")
+    losses = []
+    for _ in range(steps):
+        loss = model.train_on_batch(*norm_samples())
+        losses.append(float(loss[0] if isinstance(loss, list) else loss))
+        if hasattr(model, "reset_metrics"):
+            model.reset_metrics()
+    return losses, model.get_weights()
+
+
 def sample(array: np.ndarray) -> np.ndarray:
     """At most 256 entries at a fixed stride; all of a small array."""
     flat = array.reshape(-1)

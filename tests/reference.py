@@ -285,6 +285,31 @@ def relu_backward(dy, y) -> np.ndarray:
     return np.where(np.asarray(y) > 0, np.asarray(dy, np.float64), 0.0)
 
 
+def activate(x, name, negative_slope=0.2) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    e = np.exp(-np.abs(x))
+    if name == "sigmoid":
+        return np.where(x > 0, 1.0, e) / (1.0 + e)
+    if name == "tanh":
+        return np.tanh(x)
+    if name == "softplus":
+        return np.maximum(x, 0.0) + np.log1p(e)
+    assert name == "leaky_relu"
+    return np.where(x > 0, x, x * np.float64(np.float32(negative_slope)))
+
+
+def activate_backward(dy, y, name, negative_slope=0.2) -> np.ndarray:
+    dy, y = np.asarray(dy, np.float64), np.asarray(y, np.float64)
+    if name == "sigmoid":
+        return dy * y * (1.0 - y)
+    if name == "tanh":
+        return dy * (1.0 - y) * (1.0 + y)
+    if name == "softplus":
+        return dy * -np.expm1(-y)
+    assert name == "leaky_relu"
+    return np.where(y > 0, dy, dy * np.float64(np.float32(negative_slope)))
+
+
 def log_softmax(x) -> np.ndarray:
     x = np.asarray(x, np.float64)
     shifted = x - x.max(axis=-1, keepdims=True)
@@ -307,6 +332,41 @@ def softmax_cross_entropy(logits, labels) -> tuple[np.ndarray, np.ndarray, np.nd
     probabilities = np.exp(log_p)
     dlogits = probabilities * labels.sum(axis=-1, keepdims=True) - labels
     return loss, probabilities, dlogits / max(len(labels), 1)
+
+
+# ------------------------------------------------------------------------------ batch normalization
+
+
+def batch_norm(x, gamma, beta, mean, variance, epsilon=1e-3) -> np.ndarray:
+    x, mean, variance = (np.asarray(a, np.float64) for a in (x, mean, variance))
+    gamma = 1.0 if gamma is None else np.asarray(gamma, np.float64)
+    beta = 0.0 if beta is None else np.asarray(beta, np.float64)
+    return gamma * (x - mean) / np.sqrt(variance + epsilon) + beta
+
+
+def batch_norm_training(
+    x, gamma, beta, moving_mean, moving_variance, momentum=0.99, epsilon=1e-3
+) -> tuple[np.ndarray, ...]:
+    """(y, mean, inverse), as the kernel returns them, and the new moving mean and variance."""
+    x = np.asarray(x, np.float64)
+    rows = x.reshape(-1, x.shape[-1])
+    mean, variance = rows.mean(axis=0), rows.var(axis=0)
+    y = batch_norm(x, gamma, beta, mean, variance, epsilon)
+    moved = [
+        momentum * np.asarray(moving, np.float64) + (1.0 - momentum) * towards
+        for moving, towards in ((moving_mean, mean), (moving_variance, variance))
+    ]
+    return y, mean, 1.0 / np.sqrt(variance + epsilon), *moved
+
+
+def batch_norm_backward(dy, x, gamma, mean, inverse) -> tuple[np.ndarray, ...]:
+    dy, x, mean, inverse = (np.asarray(a, np.float64) for a in (dy, x, mean, inverse))
+    gamma = 1.0 if gamma is None else np.asarray(gamma, np.float64)
+    axes = tuple(range(x.ndim - 1))
+    normalized = (x - mean) * inverse
+    dbeta, dgamma = dy.sum(axis=axes), (dy * normalized).sum(axis=axes)
+    rows = max(x.size // x.shape[-1], 1)
+    return gamma * inverse * (dy - (dbeta + normalized * dgamma) / rows), dgamma, dbeta
 
 
 # ------------------------------------------------------------------------------------------ dropout

@@ -69,6 +69,23 @@ def calls() -> dict:
         ),
         "relu": (kernels.relu, [f32(3, 5)], {"out": f32(3, 5)}),
         "relu_backward": (kernels.relu_backward, [f32(3, 5), f32(3, 5)], {"out": f32(3, 5)}),
+        "activate": (kernels.activate, [f32(3, 5), "tanh"], {"out": f32(3, 5)}),
+        "activate_backward": (
+            kernels.activate_backward,
+            [f32(3, 5), f32(3, 5), "tanh"],
+            {"out": f32(3, 5)},
+        ),
+        "batch_norm": (kernels.batch_norm, [f32(3, 5), *map(f32, [5] * 4)], {"out": f32(3, 5)}),
+        "batch_norm_training": (
+            kernels.batch_norm_training,
+            [f32(3, 5), *map(f32, [5] * 4)],
+            {"out": f32(3, 5), "mean": f32(5), "inverse": f32(5)},
+        ),
+        "batch_norm_backward": (
+            kernels.batch_norm_backward,
+            [f32(3, 5), f32(3, 5), *map(f32, [5] * 3)],
+            {"dx": f32(3, 5), "dgamma": f32(5), "dbeta": f32(5)},
+        ),
         "softmax": (kernels.softmax, [f32(3, 5)], {"out": f32(3, 5)}),
         "softmax_backward": (kernels.softmax_backward, [f32(3, 5), f32(3, 5)], {"out": f32(3, 5)}),
         "softmax_cross_entropy": (
@@ -88,7 +105,9 @@ def calls() -> dict:
     }
 
 
-OPTIONAL = {("conv2d", 2), ("dense", 2)}  # the bias may be None
+# The bias may be None, and gamma and beta.
+OPTIONAL = {("conv2d", 2), ("dense", 2), ("batch_norm_backward", 2)}
+OPTIONAL |= {(name, key) for name in ("batch_norm", "batch_norm_training") for key in (1, 2)}
 STEPS = ("sgd_step", "rmsprop_step", "adam_step")  # written in place
 ARRAYS = [
     (name, key)
@@ -112,6 +131,8 @@ def original(name, key) -> np.ndarray:
 
 
 def is_output(name, key) -> bool:
+    if name == "batch_norm_training" and key in (3, 4):  # the moving averages
+        return True
     return (isinstance(key, str) and key != "y") or (name in STEPS and key != 1)
 
 

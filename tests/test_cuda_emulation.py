@@ -70,11 +70,23 @@ def dense_results(case) -> list[np.ndarray]:
     return [y, *kernels.dense_backward(reals("dy", y.shape), x, w, case.activation, y=y)]
 
 
+def batch_norm_results(shape) -> list[np.ndarray]:
+    x, dy = reals("x", shape), reals("dy", shape)
+    gamma, beta, mean, variance = (reals(name, shape[-1:]) ** 2 for name in "gbmv")
+    results = [kernels.batch_norm(x, gamma, beta, mean, variance)]
+    y, *saved = kernels.batch_norm_training(x, gamma, beta, mean, variance)
+    results += [y, *saved, mean, variance]
+    return [*results, *kernels.batch_norm_backward(dy, x, gamma, *saved)]
+
+
 def other_results(_) -> list[np.ndarray]:
     z, dy = reals("z", (37, 45)), reals("dy", (37, 45))
     p = kernels.softmax(z)
     w, dw, *slots = (np.array(reals(name, (1003,))) for name in ("w", "dw", "s", "m", "v"))
     results = [p, kernels.softmax_backward(dy, p), kernels.relu(z), kernels.relu_backward(dy, z)]
+    for name in kernels.POINTWISE:
+        y = kernels.activate(z, name)
+        results += [y, kernels.activate_backward(dy, y, name)]
     results += [*kernels.softmax_cross_entropy(z, np.abs(dy)), kernels.dropout(z, 0.4, 3, 1)]
     slots[0] = np.abs(slots[0])
     slots[2] = np.abs(slots[2])
@@ -88,6 +100,7 @@ PROBLEMS = [
     *((case.name, conv_results, case) for case in CONV_CASES),
     *((case.name, pool_results, case) for case in POOL_CASES),
     *((case.name, dense_results, case) for case in DENSE_CASES),
+    *((f"batch_norm_{shape}", batch_norm_results, shape) for shape in ((300, 37), (3, 5, 4, 70))),
     ("pointwise", other_results, None),
 ]
 

@@ -23,7 +23,17 @@ import reference
 from cases import CONV_CASES, integers
 from pyconv import backend, kernels, losses, metrics, optimizers
 from pyconv.callbacks import Callback
-from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
+from pyconv.layers import (
+    Activation,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    Input,
+    LeakyReLU,
+    MaxPooling2D,
+)
 from pyconv.models import Sequential
 from pyconv.preprocessing.image import ImageDataGenerator
 from pyconv.utils import set_random_seed
@@ -49,8 +59,10 @@ def small(optimizer="rmsprop", loss="categorical_crossentropy", metrics=("accura
             MaxPooling2D(),
             Dropout(0.25),
             MaxPooling2D((2, 1)),
+            BatchNormalization(momentum=0.5),
             Flatten(),
             Dense(8, use_bias=False),
+            LeakyReLU(),
             Dropout(0.5),
             Activation("relu"),
             Dense(3, activation="softmax"),

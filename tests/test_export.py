@@ -12,13 +12,17 @@ from pyconv.applications import tutorial_network
 from pyconv.export import export_onnx
 from pyconv.layers import (
     Activation,
+    BatchNormalization,
     Conv2D,
     Dense,
     Dropout,
     Flatten,
     Input,
     Layer,
+    LeakyReLU,
     MaxPooling2D,
+    ReLU,
+    Softmax,
 )
 from pyconv.models import Sequential
 
@@ -54,6 +58,32 @@ MODELS = {
     ],
     "a vector": [Input((6,)), Dense(4), Activation("linear")],
     "sequences": [Input((5, 6)), Dense(4, activation="relu"), Flatten(), Dense(2)],
+    "activations": [
+        Input((6, 6, 2)),
+        Conv2D(3, 3, activation="tanh"),
+        LeakyReLU(0.3),
+        ReLU(),
+        Activation("softplus"),
+        Flatten(),
+        Dense(4, activation="leaky_relu"),
+        Dense(4, activation="sigmoid"),
+        Softmax(),
+    ],
+    "batch normalization": [
+        Input((6, 6, 2)),
+        Conv2D(3, 3, use_bias=False),
+        BatchNormalization(),
+        BatchNormalization(center=False, epsilon=0.1),
+        BatchNormalization(scale=False),
+        Flatten(),
+        BatchNormalization(),
+    ],
+    "batch normalization of sequences": [
+        Input((5, 6)),
+        BatchNormalization(scale=False, center=False),
+        Dense(4),
+        BatchNormalization(),
+    ],
     "pooling of negative numbers": [Input((5, 5, 2)), MaxPooling2D(3, 2, padding="same")],
 }
 
@@ -73,8 +103,10 @@ def test_same_outputs(name, n, tmp_path):
     model = Sequential.from_config(config)
     for layer in model.layers:
         for parameter in layer.parameters:
-            if parameter.name == "bias":
+            if parameter.name in ("bias", "beta", "moving_mean"):
                 parameter.assign(np.linspace(-1, 1, parameter.size))
+            elif parameter.name != "kernel":
+                parameter.assign(np.linspace(0.5, 2, parameter.size))
     export_onnx(model, tmp_path / "m.onnx")
     x = np.random.default_rng(0).normal(size=(n, *model.input_shape[1:])).astype("f") - 1
     close(outputs(tmp_path / "m.onnx", x), model.predict(x, verbose=0))
@@ -107,7 +139,7 @@ def test_unknown_layer(tmp_path):
         def _output_shape(self, shape):
             return shape
 
-    with pytest.raises(ValueError, match="a Mine cannot be exported to ONNX. Known: Activation, C"):
+    with pytest.raises(ValueError, match="a Mine cannot be exported to ONNX. Known: Activation, B"):
         export_onnx(Sequential([Input((4,)), Mine()]), tmp_path / "m")
     assert not list(tmp_path.iterdir())
 

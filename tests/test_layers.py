@@ -9,7 +9,20 @@ import pytest
 
 import reference
 from pyconv import layers
-from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, Layer, MaxPooling2D
+from pyconv.layers import (
+    Activation,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    Input,
+    Layer,
+    LeakyReLU,
+    MaxPooling2D,
+    ReLU,
+    Softmax,
+)
 from pyconv.layers.base import snake_case
 from pyconv.utils import set_random_seed
 
@@ -36,6 +49,11 @@ class TestShapes:
             (Flatten(), (None, 2, 2, 64), (None, 256), 0),
             (Dropout(0.5), (None, 3, 4), (None, 3, 4), 0),
             (Activation("relu"), (None, 3, 4), (None, 3, 4), 0),
+            (LeakyReLU(), (None, 3, 4), (None, 3, 4), 0),
+            (ReLU(), (None, 3, 4), (None, 3, 4), 0),
+            (Softmax(), (None, 3, 4), (None, 3, 4), 0),
+            (BatchNormalization(), (None, 5, 6, 7), (None, 5, 6, 7), 28),
+            (BatchNormalization(scale=False), (None, 7), (None, 7), 21),
         ],
     )
     def test_shape_and_count(self, layer, input_shape, output_shape, params):
@@ -111,7 +129,21 @@ class TestArguments:
             (lambda: Dropout("a"), "rate='a'"),
             (lambda: Dropout(0.5, seed=-1), "seed must be in"),
             (lambda: Dropout(0.5, noise_shape=(1,)), "does not support noise_shape"),
-            (lambda: Activation("tanh"), "Received: activation='tanh'"),
+            (lambda: Activation("gelu"), "tanh, leaky_relu, .*Received: activation='gelu'"),
+            (lambda: LeakyReLU(-0.1), "negative_slope must be a finite.*Received: .*=-0.1"),
+            (lambda: LeakyReLU(None), "negative_slope must be a finite.*Received: .*=None"),
+            (lambda: ReLU(6.0), "only max_value=None.*LeakyReLU.*Received: max_value=6.0"),
+            (lambda: Softmax(1), "axis must be -1.*Received: axis=1"),
+            (lambda: BatchNormalization(1), "axis must be -1.*moveaxis.*Received: axis=1"),
+            (lambda: BatchNormalization(momentum=1.5), "momentum must be in .* 1. Received: 1.5"),
+            (lambda: BatchNormalization(momentum="a"), "momentum must be a number"),
+            (lambda: BatchNormalization(epsilon=0), "epsilon must be a finite .*Received: 0"),
+            (lambda: BatchNormalization(renorm=True), "does not support renorm other than False"),
+            (lambda: BatchNormalization(synchronized=True), "does not support synchronized"),
+            (
+                lambda: BatchNormalization(beta_regularizer="l2"),
+                "does not support beta_regularizer",
+            ),
             (lambda: Input(32), "Input: shape must be a tuple"),
         ],
     )
@@ -154,7 +186,9 @@ class TestArguments:
         assert vars(copy).keys() == vars(layer).keys()
 
     def test_unknown_class(self):
-        with pytest.raises(ValueError, match="one of Activation, Conv2D, .* Received: 'LSTM'"):
+        with pytest.raises(
+            ValueError, match="one of Activation, BatchNormalization, .* Received: 'LSTM'"
+        ):
             layers.deserialize({"class_name": "LSTM", "config": {}})
 
     def test_names(self):

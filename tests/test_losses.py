@@ -369,7 +369,9 @@ class TestBadLabels:
             model_of(1, "softmax", loss).train_on_batch(samples(), np.zeros((10, 1)))
 
     def test_probabilities_of_a_linear_layer_are_probably_a_mistake(self):
-        with pytest.warns(UserWarning, match="without an activation. Use Binary.*from_logits=True"):
+        with pytest.warns(
+            UserWarning, match="without an activation. Give it .*sigmoid.* Binary.*from_logits=True"
+        ):
             model_of(1, None, "bce").train_on_batch(samples(), np.zeros(10))
         model_of(1, "relu", "bce").train_on_batch(samples(), np.zeros(10))
 

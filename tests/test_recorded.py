@@ -1,4 +1,4 @@
-"""Against outputs of PyTorch and Keras, recorded by data/record.py: neither is needed here."""
+"""Against outputs of PyTorch and Keras, recorded by data/record*.py: neither is needed here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from cases import (
     DENSE_CASES,
     POOL_CASES,
     named,
+    norm_layers,
+    norm_samples,
+    norm_steps,
+    norm_weights,
     reals,
     sample,
     tutorial_batch,
@@ -264,3 +268,34 @@ def test_sequential_follows_keras():
             assert_weights(model.get_weights(), "first")
     assert_losses(losses)
     assert_weights(model.get_weights(), "last")
+
+
+# ----------------------------------------------------------------------------- batch normalization
+
+
+@pytest.mark.parametrize("name", ["trained", "frozen"])
+def test_batch_normalization_and_activations_follow_keras(isa, name):
+    """Five steps of SGD, and inference with the moving averages; also with a frozen layer.
+
+    The truth is Keras's in float64, the yardstick what its float32 got wrong, of a tensor or, as
+    that may be small by chance, of the median one.
+    """
+    models = pytest.importorskip("pyconv.models")
+    from pyconv import layers, optimizers
+
+    data = load("keras_norm")
+    model = models.Sequential([layers.Input((6, 6, 2)), *norm_layers(layers)])
+    model.set_weights(norm_weights([w.shape for w in model.get_weights()]))
+    model.layers[1].trainable = name == "trained"
+    losses, weights = norm_steps(model, optimizers.SGD(0.1))
+    got = {f"weights{i}": w for i, w in enumerate(weights)}
+    got |= {"losses": losses, "outputs": model.predict(norm_samples()[0], verbose=0)}
+    errors = {key: float(data[f"{name} {key} error"]) for key in got}
+    assert len(got) == 21 and max(errors.values()) < 1e-6
+    typical = np.median(list(errors.values()))
+    for key, value in got.items():
+        distance = np.abs(np.asarray(value, np.float64) - data[f"{name} {key}"]).max()
+        assert distance <= SLACK * max(errors[key], typical), f"{key}: {distance:.2g}"
+    if name == "frozen":
+        for i in range(1, 5):
+            assert_same(weights[i], norm_weights([w.shape for w in weights])[i])

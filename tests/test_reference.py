@@ -88,6 +88,9 @@ def test_pointwise_gradients():
     assert_gradient(reference.relu, [x], [reference.relu_backward(dy, reference.relu(x))], dy)
     y = reference.softmax(x)
     assert_gradient(reference.softmax, [x], [reference.softmax_backward(dy, y)], dy)
+    for name in ("sigmoid", "tanh", "leaky_relu", "softplus"):
+        dx = reference.activate_backward(dy, reference.activate(x, name), name)
+        assert_gradient(lambda x, name=name: reference.activate(x, name), [x], [dx], dy)
     labels = np.abs(reals("labels", (7, 5))).astype(float)
     dlogits = reference.softmax_cross_entropy(x, labels)[2]
     assert_gradient(
@@ -95,6 +98,31 @@ def test_pointwise_gradients():
     )
     dx = reference.dropout_backward(dy, 0.4, 5, 6)
     assert_gradient(lambda x: reference.dropout(x, 0.4, 5, 6), [x], [dx], dy)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (2, 3, 4, 5), (1, 1)])
+def test_batch_norm_gradients(shape):
+    x, dy = (reals(name, shape).astype(float) for name in ("x", "dy"))
+    gamma, beta, moving = (reals(name, shape[-1:]).astype(float) for name in ("g", "b", "m"))
+
+    def function(x, gamma, beta):
+        return reference.batch_norm_training(x, gamma, beta, moving, moving, epsilon=0.1)[0]
+
+    _, mean, inverse, _, _ = reference.batch_norm_training(
+        x, gamma, beta, moving, moving, epsilon=0.1
+    )
+    gradients = reference.batch_norm_backward(dy, x, gamma, mean, inverse)
+    assert_gradient(function, [x, gamma, beta], gradients, dy)
+
+
+def test_batch_norm_by_hand():
+    x, moving = np.array([[1.0], [5.0]]), np.array([8.0])
+    y, mean, inverse, new_mean, new_variance = reference.batch_norm_training(
+        x, np.array([2.0]), np.array([0.5]), moving, moving, momentum=0.75, epsilon=12.0
+    )
+    assert (mean, inverse) == (3.0, 0.25) and y.tolist() == [[-0.5], [1.5]]
+    assert (new_mean, new_variance) == (6.75, 7.0)
+    assert reference.batch_norm(x, None, None, mean, 4.0, 12.0).tolist() == [[-0.5], [0.5]]
 
 
 @pytest.mark.parametrize(

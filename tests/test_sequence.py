@@ -11,10 +11,12 @@ from cases import CONV_CASES
 from pyconv import Input, Sequential, backend, kernels
 from pyconv.layers import (
     Activation,
+    BatchNormalization,
     Conv2D,
     Dense,
     Dropout,
     Flatten,
+    LeakyReLU,
     MaxPooling2D,
 )
 
@@ -42,13 +44,16 @@ def network():
             MaxPooling2D(2),
             Dropout(0.5),
             Conv2D(33, 3, padding="same"),
+            BatchNormalization(),
             Activation("relu"),
             MaxPooling2D(3, strides=2),
             Conv2D(16, 1, strides=2),
+            LeakyReLU(),
             Conv2D(8, 3, padding="same", activation="relu"),
             Flatten(),
             Activation("relu"),
-            Dense(40, activation="relu"),
+            Dense(40, activation="tanh"),
+            BatchNormalization(scale=False),
             Dense(10, activation="softmax"),
         ]
     )

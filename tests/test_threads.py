@@ -53,8 +53,19 @@ def run_pointwise():
     y = kernels.softmax(x)
     results = [kernels.relu(x), kernels.relu_backward(dy, x), y, kernels.softmax_backward(dy, y)]
     results += kernels.softmax_cross_entropy(x, np.abs(dy))
+    for name in kernels.POINTWISE:
+        y = kernels.activate(x, name)
+        results += [y, kernels.activate_backward(dy, y, name)]
     results += [kernels.dropout(x, 0.3, 1, 2), kernels.dropout_backward(dy, 0.3, 1, 2)]
     return results
+
+
+def run_batch_norm(shape):
+    x, dy = reals("x", shape), reals("dy", shape)
+    gamma, beta, *moving = (reals(name, shape[-1:]) ** 2 for name in ("g", "b", "m", "v"))
+    y, mean, inverse = kernels.batch_norm_training(x, gamma, beta, *moving)
+    gradients = kernels.batch_norm_backward(dy, x, gamma, mean, inverse)
+    return [y, mean, inverse, *moving, *gradients, kernels.batch_norm(x, gamma, beta, *moving)]
 
 
 def run_optimizers():
@@ -78,6 +89,9 @@ RUNS = {
     "dense": (run_dense, 67),
     "dense_of_one": (run_dense, 1),
     "pointwise": (run_pointwise,),
+    "batch_norm": (run_batch_norm, (5, 40, 40, 33)),
+    "batch_norm_wide": (run_batch_norm, (301, 1030)),
+    "batch_norm_narrow": (run_batch_norm, (7001, 3)),
     "optimizers": (run_optimizers,),
 }
 

@@ -309,6 +309,135 @@ void relu_backward(const py::object& dy_, const py::object& y_, const py::object
   Call()->relu_backward(dy.size(), dy.floats(), y.floats(), dx.floats());
 }
 
+Pointwise pointwise(const std::string& name) {
+  if (name == "sigmoid") return Pointwise::sigmoid;
+  if (name == "tanh") return Pointwise::tanh;
+  if (name == "leaky_relu") return Pointwise::leaky_relu;
+  if (name == "softplus") return Pointwise::softplus;
+  throw py::value_error(
+      "name: expected 'sigmoid', 'tanh', 'leaky_relu' or 'softplus'. Received: '" + name + "'.");
+}
+
+// y > 0 has to mean x > 0.
+void require_slope(double slope) {
+  if (slope >= 0.0 && std::isfinite(slope)) return;
+  throw py::value_error("negative_slope: expected a finite number of at least 0. Received: " +
+                        std::string(py::str(py::float_(slope))) + ".");
+}
+
+void activate(const py::object& x_, const py::object& y_, const std::string& name, double slope) {
+  const Array x = input(x_, "x"), y = output(y_, "out");
+  const Pointwise function = pointwise(name);
+  require_slope(slope);
+  y.require(x.shape(), "that of x");
+  require_apart_or_same(y, x);
+  Call()->activate(x.size(), function, static_cast<float>(slope), x.floats(), y.floats());
+}
+
+void activate_backward(const py::object& dy_, const py::object& y_, const py::object& dx_,
+                       const std::string& name, double slope) {
+  const Array dy = input(dy_, "dy"), y = input(y_, "y"), dx = output(dx_, "out");
+  const Pointwise function = pointwise(name);
+  require_slope(slope);
+  y.require(dy.shape(), "that of dy");
+  dx.require(dy.shape(), "that of dy");
+  require_apart_or_same(dx, dy);
+  require_apart_or_same(dx, y);
+  Call()->activate_backward(dy.size(), function, static_cast<float>(slope), dy.floats(), y.floats(),
+                            dx.floats());
+}
+
+// Rows of channels, whatever axes the rows come from.
+struct ChannelRows {
+  int64_t rows, c;
+};
+ChannelRows channel_rows(const Array& x) {
+  if (x.shape().size() < 2) {
+    throw py::value_error(std::string(x.name()) +
+                          ": expected shape (n, ..., channels). Received: " + to_text(x.shape()) +
+                          ".");
+  }
+  const int64_t c = require_positive(x, x.shape().size() - 1, "channel");
+  return {x.size() / c, c};
+}
+
+void require_channels(const std::vector<const Array*>& arrays, int64_t c) {
+  for (const Array* array : arrays) {
+    if (*array) array->require({c}, "one value a channel");
+  }
+}
+
+void require_epsilon(double epsilon) {
+  if (epsilon >= 0.0 && std::isfinite(epsilon)) return;
+  throw py::value_error("epsilon: expected a finite number of at least 0. Received: " +
+                        std::string(py::str(py::float_(epsilon))) + ".");
+}
+
+void batch_norm(const py::object& x_, const py::object& gamma_, const py::object& beta_,
+                const py::object& mean_, const py::object& variance_, const py::object& y_,
+                double epsilon) {
+  const Array x = input(x_, "x"), mean = input(mean_, "mean");
+  const Array variance = input(variance_, "variance");
+  const Array gamma = optional_input(gamma_, "gamma"), beta = optional_input(beta_, "beta");
+  const Array y = output(y_, "out");
+  const auto [rows, c] = channel_rows(x);
+  require_channels({&gamma, &beta, &mean, &variance}, c);
+  require_epsilon(epsilon);
+  y.require(x.shape(), "that of x");
+  require_apart_or_same(y, x);
+  require_apart({&y}, {&gamma, &beta, &mean, &variance});
+  Call()->batch_norm(rows, c, x.floats(), gamma.floats(), beta.floats(), mean.floats(),
+                     variance.floats(), epsilon, y.floats());
+}
+
+void batch_norm_training(const py::object& x_, const py::object& gamma_, const py::object& beta_,
+                         const py::object& moving_mean_, const py::object& moving_variance_,
+                         const py::object& y_, const py::object& mean_, const py::object& inverse_,
+                         double momentum, double epsilon) {
+  const Array x = input(x_, "x");
+  const Array gamma = optional_input(gamma_, "gamma"), beta = optional_input(beta_, "beta");
+  const Array moving_mean = output(moving_mean_, "moving_mean");
+  const Array moving_variance = output(moving_variance_, "moving_variance");
+  const Array y = output(y_, "out"), mean = output(mean_, "mean");
+  const Array inverse = output(inverse_, "inverse");
+  const auto [rows, c] = channel_rows(x);
+  if (rows == 0) {
+    throw py::value_error("x: expected at least one sample, to take the mean of. Received shape " +
+                          to_text(x.shape()) + ".");
+  }
+  require_channels({&gamma, &beta, &moving_mean, &moving_variance, &mean, &inverse}, c);
+  require_epsilon(epsilon);
+  if (!(momentum >= 0.0 && momentum <= 1.0)) {
+    throw py::value_error("momentum: expected a number from 0 to 1. Received: " +
+                          std::string(py::str(py::float_(momentum))) + ".");
+  }
+  y.require(x.shape(), "that of x");
+  require_apart_or_same(y, x);
+  require_apart({&y}, {&gamma, &beta});
+  require_apart({&moving_mean, &moving_variance, &mean, &inverse}, {&x, &gamma, &beta, &y});
+  Call()->batch_norm_training(rows, c, x.floats(), gamma.floats(), beta.floats(), momentum, epsilon,
+                              moving_mean.floats(), moving_variance.floats(), mean.floats(),
+                              inverse.floats(), y.floats());
+}
+
+void batch_norm_backward(const py::object& dy_, const py::object& x_, const py::object& gamma_,
+                         const py::object& mean_, const py::object& inverse_, const py::object& dx_,
+                         const py::object& dgamma_, const py::object& dbeta_) {
+  const Array dy = input(dy_, "dy"), x = input(x_, "x"), gamma = optional_input(gamma_, "gamma");
+  const Array mean = input(mean_, "mean"), inverse = input(inverse_, "inverse");
+  const Array dx = output(dx_, "dx");
+  const Array dgamma = output(dgamma_, "dgamma"), dbeta = output(dbeta_, "dbeta");
+  const auto [rows, c] = channel_rows(x);
+  dy.require(x.shape(), "that of x");
+  dx.require(x.shape(), "that of x");
+  require_channels({&gamma, &mean, &inverse, &dgamma, &dbeta}, c);
+  require_apart_or_same(dx, dy);
+  require_apart({&dx}, {&x, &gamma, &mean, &inverse});
+  require_apart({&dgamma, &dbeta}, {&dy, &x, &gamma, &mean, &inverse, &dx});
+  Call()->batch_norm_backward(rows, c, dy.floats(), x.floats(), gamma.floats(), mean.floats(),
+                              inverse.floats(), dx.floats(), dgamma.floats(), dbeta.floats());
+}
+
 Dropout dropout_of(double rate, uint64_t seed, const Scalar<uint64_t>& offset) {
   if (!(rate >= 0.0 && rate < 1.0)) {
     throw py::value_error("rate: expected a number of at least 0 and below 1. Received: " +
@@ -581,6 +710,16 @@ PYBIND11_MODULE(PYCONV_MODULE, m) {
         arg("pool_size"), arg("strides"), arg("padding"));
   m.def("relu", operation(&relu), arg("x"), arg("out"));
   m.def("relu_backward", operation(&relu_backward), arg("dy"), arg("y"), arg("out"));
+  m.def("activate", operation(&activate), arg("x"), arg("out"), arg("name"), arg("negative_slope"));
+  m.def("activate_backward", operation(&activate_backward), arg("dy"), arg("y"), arg("out"),
+        arg("name"), arg("negative_slope"));
+  m.def("batch_norm", operation(&batch_norm), arg("x"), arg("gamma"), arg("beta"), arg("mean"),
+        arg("variance"), arg("out"), arg("epsilon"));
+  m.def("batch_norm_training", operation(&batch_norm_training), arg("x"), arg("gamma"), arg("beta"),
+        arg("moving_mean"), arg("moving_variance"), arg("out"), arg("mean"), arg("inverse"),
+        arg("momentum"), arg("epsilon"));
+  m.def("batch_norm_backward", operation(&batch_norm_backward), arg("dy"), arg("x"), arg("gamma"),
+        arg("mean"), arg("inverse"), arg("dx"), arg("dgamma"), arg("dbeta"));
   m.def("softmax", operation(&softmax), arg("x"), arg("out"));
   m.def("softmax_backward", operation(&softmax_backward), arg("dy"), arg("y"), arg("out"));
   m.def("softmax_cross_entropy", operation(&softmax_cross_entropy), arg("logits"), arg("labels"),

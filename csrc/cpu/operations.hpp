@@ -36,7 +36,19 @@ void max_pool2d_backward(const Pool2dShape& shape, const float* dy, const void* 
 
 void relu(int64_t size, const float* x, float* y);
 void relu_backward(int64_t size, const float* dy, const float* y, float* dx);
+void activate(int64_t size, Pointwise function, float slope, const float* x, float* y);
+void activate_backward(int64_t size, Pointwise function, float slope, const float* dy,
+                       const float* y, float* dx);
 void dropout(int64_t size, const Dropout& dropout, const float* x, float* y);
+
+void batch_norm(int64_t rows, int64_t c, const float* x, const float* gamma, const float* beta,
+                const float* mean, const float* variance, double epsilon, float* y);
+void batch_norm_training(int64_t rows, int64_t c, const float* x, const float* gamma,
+                         const float* beta, double momentum, double epsilon, float* moving_mean,
+                         float* moving_variance, float* mean, float* inverse, float* y);
+void batch_norm_backward(int64_t rows, int64_t c, const float* dy, const float* x,
+                         const float* gamma, const float* mean, const float* inverse, float* dx,
+                         float* dgamma, float* dbeta);
 
 void softmax(int64_t n, int64_t k, const float* x, float* y);
 void softmax_backward(int64_t n, int64_t k, const float* dy, const float* y, float* dx);

@@ -94,6 +94,30 @@ void record_relu(int64_t size, const float* x, float* y) {
                    x, y);
 }
 
+void record_activate(int64_t size, Pointwise function, float slope, const float* x, float* y) {
+  Sequence::append(
+      {.in = size,
+       .out = size,
+       .bytes = 0,
+       .run = [=](const Operations& operations, int64_t n, const float* from, float* to,
+                  uint8_t*) { operations.activate(n * size, function, slope, from, to); }},
+      x, y);
+}
+
+void record_batch_norm(int64_t rows, int64_t c, const float* x, const float* gamma,
+                       const float* beta, const float* mean, const float* variance, double epsilon,
+                       float* y) {
+  Sequence::append(
+      {.in = rows * c,
+       .out = rows * c,
+       .bytes = 0,
+       .run =
+           [=](const Operations& operations, int64_t n, const float* from, float* to, uint8_t*) {
+             operations.batch_norm(n * rows, c, from, gamma, beta, mean, variance, epsilon, to);
+           }},
+      x, y);
+}
+
 void record_softmax(int64_t n, int64_t k, const float* x, float* y) {
   Sequence::append(
       {.in = n * k,
@@ -124,7 +148,10 @@ const Operations& Sequence::recorder() {
     refuse(t.dense_backward_weights);
     refuse(t.max_pool2d_backward);
     refuse(t.relu_backward);
+    refuse(t.activate_backward);
     refuse(t.dropout);
+    refuse(t.batch_norm_training);
+    refuse(t.batch_norm_backward);
     refuse(t.softmax_backward);
     refuse(t.softmax_cross_entropy);
     refuse(t.sgd_step);
@@ -139,6 +166,8 @@ const Operations& Sequence::recorder() {
     t.dense = record_dense;
     t.max_pool2d = record_max_pool2d;
     t.relu = record_relu;
+    t.activate = record_activate;
+    t.batch_norm = record_batch_norm;
     t.softmax = record_softmax;
     return t;
   }();

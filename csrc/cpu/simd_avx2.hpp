@@ -43,6 +43,17 @@ static inline vec where_positive(vec y, vec v) {
   return _mm256_and_ps(_mm256_cmp_ps(y, _mm256_setzero_ps(), _CMP_GT_OQ), v);
 }
 
+// a where y > 0, else b.
+static inline vec select_positive(vec y, vec a, vec b) {
+  return _mm256_blendv_ps(b, a, _mm256_cmp_ps(y, _mm256_setzero_ps(), _CMP_GT_OQ));
+}
+static inline vec divide(vec a, vec b) { return _mm256_div_ps(a, b); }
+// 2^n of whole numbers from -126 to 127. The sum with 1.5 * 2^23 has n + 127 in its low bits.
+static inline vec power_of_2(vec n) {
+  const vec biased = _mm256_add_ps(n, _mm256_set1_ps(12582912.0f + 127.0f));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(biased), 23));
+}
+
 static inline float sum_lanes(vec v) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

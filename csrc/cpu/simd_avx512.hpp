@@ -44,6 +44,17 @@ static inline vec where_positive(vec y, vec v) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_GT_OQ), v);
 }
 
+// a where y > 0, else b.
+static inline vec select_positive(vec y, vec a, vec b) {
+  return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_GT_OQ), a);
+}
+static inline vec divide(vec a, vec b) { return _mm512_div_ps(a, b); }
+// 2^n of whole numbers from -126 to 127. The sum with 1.5 * 2^23 has n + 127 in its low bits.
+static inline vec power_of_2(vec n) {
+  const vec biased = _mm512_add_ps(n, _mm512_set1_ps(12582912.0f + 127.0f));
+  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_castps_si512(biased), 23));
+}
+
 // Halved by way of memory: GCC 12 warns falsely about _mm512_extractf64x4_pd.
 static inline float sum_lanes(vec v) {
   float all[lanes];

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace pyconv::cpu::PYCONV_ISA {
 
@@ -85,6 +86,25 @@ static inline vec at_least(vec least, vec v) {
 static inline vec where_positive(vec y, vec v) {
   for (int i = 0; i < lanes; ++i) v[i] = y[i] > 0.0f ? v[i] : 0.0f;
   return v;
+}
+
+// a where y > 0, else b.
+static inline vec select_positive(vec y, vec a, vec b) {
+  for (int i = 0; i < lanes; ++i) b[i] = y[i] > 0.0f ? a[i] : b[i];
+  return b;
+}
+static inline vec divide(vec a, vec b) {
+  for (int i = 0; i < lanes; ++i) a[i] = a[i] / b[i];
+  return a;
+}
+// 2^n of whole numbers from -126 to 127. The sum with 1.5 * 2^23 has n + 127 in its low bits.
+static inline vec power_of_2(vec n) {
+  const vec biased = add(n, broadcast(12582912.0f + 127.0f));
+  uint32_t bits[lanes];
+  memcpy(bits, &biased, sizeof bits);
+  for (int i = 0; i < lanes; ++i) bits[i] <<= 23;
+  memcpy(&n, bits, sizeof bits);
+  return n;
 }
 
 static inline float sum_lanes(vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }

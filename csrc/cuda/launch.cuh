@@ -82,6 +82,12 @@ __host__ __device__ bool aligned_to_four(const T* data) {
   return reinterpret_cast<uintptr_t>(data) % (4 * sizeof(T)) == 0;
 }
 
+// How many whole groups of 4 values can be accessed as one, of three arrays of this size.
+__device__ __forceinline__ int64_t groups_of_4(int64_t size, const float* a, const float* b,
+                                               const float* c) {
+  return aligned_to_four(a) && aligned_to_four(b) && aligned_to_four(c) ? size / 4 : 0;
+}
+
 template <class T>
 __device__ __forceinline__ T get(const Scalar<T>& scalar) {
   return scalar.pointer != nullptr ? *scalar.pointer : scalar.value;

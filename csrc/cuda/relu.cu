@@ -12,11 +12,6 @@ namespace {
 
 constexpr int threads = 256;
 
-// How many whole groups of 4 values can be accessed as one.
-__device__ int64_t groups_of_4(int64_t size, const float* a, const float* b, const float* c) {
-  return aligned_to_four(a) && aligned_to_four(b) && aligned_to_four(c) ? size / 4 : 0;
-}
-
 __global__ void __launch_bounds__(threads) relu_kernel(int64_t size, const float* x, float* y) {
   const int64_t groups = groups_of_4(size, x, y, y);
   for_each_index(groups, [&](int64_t i) {

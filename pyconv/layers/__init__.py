@@ -6,26 +6,43 @@ from typing import TYPE_CHECKING, Any
 
 from pyconv.layers.base import Input, Layer, Parameter
 from pyconv.layers.convolutional import Conv2D
-from pyconv.layers.core import Activation, Dense, Dropout, Flatten
+from pyconv.layers.core import Activation, Dense, Dropout, Flatten, LeakyReLU, ReLU, Softmax
+from pyconv.layers.normalization import BatchNormalization
 from pyconv.layers.pooling import MaxPooling2D
 from pyconv.names import missing
 
 __all__ = [
     "Activation",
+    "BatchNormalization",
     "Conv2D",
     "Dense",
     "Dropout",
     "Flatten",
     "Input",
     "Layer",
+    "LeakyReLU",
     "MaxPooling2D",
     "Parameter",
+    "ReLU",
+    "Softmax",
     "deserialize",
     "serialize",
 ]
 
 _LAYERS: dict[str, type[Layer]] = {
-    layer.__name__: layer for layer in (Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D)
+    layer.__name__: layer
+    for layer in (
+        Activation,
+        BatchNormalization,
+        Conv2D,
+        Dense,
+        Dropout,
+        Flatten,
+        LeakyReLU,
+        MaxPooling2D,
+        ReLU,
+        Softmax,
+    )
 }
 
 

@@ -22,25 +22,39 @@ Shape = tuple[int | None, ...]
 _KERAS_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "activity_regularizer": (None,),
     "autocast": (None, True),
+    "beta_constraint": (None,),
+    "beta_regularizer": (None,),
     "bias_constraint": (None,),
     "bias_regularizer": (None,),
     "data_format": (None, "channels_last"),
     "dtype": (None, "float32"),
+    "gamma_constraint": (None,),
+    "gamma_regularizer": (None,),
     "kernel_constraint": (None,),
     "kernel_regularizer": (None,),
     "lora_alpha": (None,),
     "lora_rank": (None,),
     "noise_shape": (None,),
     "quantization_config": (None,),
+    "renorm": (False,),
+    "renorm_clipping": (None,),
+    "renorm_momentum": (0.99,),
+    "synchronized": (False,),
     "trainable": (True,),
 }
 
 
+# What layers know by name, beside None.
+ACTIVATIONS = ("linear", "relu", "softmax", "sigmoid", "tanh", "leaky_relu", "softplus")
+
+
 class Parameter:
-    """A trainable array of a layer.
+    """An array of a layer that training changes.
 
     Attributes:
-        name: "kernel" or "bias".
+        name: "kernel" or "bias"; of :class:`BatchNormalization` "gamma", "beta", "moving_mean" or
+            "moving_variance".
+        trainable: whether an optimizer changes it, by its gradient.
         array: the float32 array, C-contiguous, where the kernels that used it last take it from. A
             model that trains the layer lets it be a view of the one array in which it keeps all
             parameters, so fetch it anew rather than keep it. Models remember what they made from
@@ -53,6 +67,7 @@ class Parameter:
 
     def __init__(self, name: str, value: np.ndarray) -> None:
         self.name = name
+        self.trainable = True
         self.array = value
 
     @property
@@ -135,8 +150,8 @@ class Layer:
         name: unique within its model; by default made from the class, e.g. ``conv2d_1``.
 
     Attributes:
-        parameters: the list of :class:`Parameter`, kernel before bias; empty before the layer is
-            built.
+        parameters: the list of :class:`Parameter`, kernel before bias, and in Keras's order in any
+            case; empty before the layer is built.
         built: whether the parameters exist.
         input_shape, output_shape: with None for the batch axis; None before the layer is built.
     """
@@ -160,6 +175,19 @@ class Layer:
         self.built = False
         self.input_shape: Shape | None = None
         self.output_shape: Shape | None = None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the layer is trained: True, but for a BatchNormalization that is frozen."""
+        return True
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        if not value:
+            raise ValueError(
+                f"{self.name} ({type(self).__name__}): only BatchNormalization can be frozen. "
+                f"Received: trainable={value!r}"
+            )
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Creates the parameters; a layer that is built keeps them.
@@ -197,7 +225,8 @@ class Layer:
 
         Args:
             x: array of numbers; the first axis is the batch.
-            training: whether dropout acts.
+            training: whether dropout acts, and batch normalization takes the batch's mean and
+                variance and moves its averages.
             step: with dropout, equal steps give equal masks; by default every call draws a new one.
 
         Returns:
@@ -223,7 +252,7 @@ class Layer:
         return sum(parameter.size for parameter in self.parameters)
 
     def get_weights(self) -> list[np.ndarray]:
-        """Returns copies of the parameters, kernel before bias."""
+        """Returns copies of the parameters, in the order of `parameters`."""
         return [parameter.value.copy() for parameter in self.parameters]
 
     def set_weights(self, weights: Sequence[np.ndarray]) -> None:
@@ -269,18 +298,25 @@ class Layer:
         bias_initializer: initializers.Initializer | None,
     ) -> None:
         rng = random.generator(random.next_seed())
-        wanted = [("kernel", kernel, kernel_initializer)]
+        self._add_parameter("kernel", kernel, kernel_initializer, rng)
         if bias_initializer is not None:
-            wanted.append(("bias", kernel[-1:], bias_initializer))
-        for name, shape, initializer in wanted:
-            value = np.ascontiguousarray(initializer(shape, rng), np.float32)
-            if value.shape != shape:
-                raise ValueError(
-                    f"{self.name}: the initializer of the {name} must return an array of shape "
-                    f"{shape}. "
-                    f"Received: {value.shape}"
-                )
-            self.parameters.append(Parameter(name, value))
+            self._add_parameter("bias", kernel[-1:], bias_initializer, rng)
+
+    def _add_parameter(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        initializer: initializers.Initializer,
+        rng: np.random.Generator,
+    ) -> None:
+        value = np.ascontiguousarray(initializer(shape, rng), np.float32)
+        if value.shape != shape:
+            raise ValueError(
+                f"{self.name}: the initializer of the {name} must return an array of shape "
+                f"{shape}. "
+                f"Received: {value.shape}"
+            )
+        self.parameters.append(Parameter(name, value))
 
     def _with_batch_axis(self, input_shape: Sequence[int | None]) -> Shape:
         try:
@@ -405,11 +441,7 @@ def one_of(value: str | None, argument: str, known: Sequence[str], owner: str) -
 
 def activation_name(value: str | None, owner: str) -> str:
     """The name of an activation; None means "linear"."""
-    return (
-        "linear"
-        if value is None
-        else one_of(value, "activation", ("linear", "relu", "softmax"), owner)
-    )
+    return "linear" if value is None else one_of(value, "activation", ACTIVATIONS, owner)
 
 
 def sample_shape(shape: Sequence[Any], owner: str, argument: str) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ class Conv2D(Layer):
             rows and columns; an odd one goes to the bottom and right, as in TensorFlow).
         dilation_rate: distance between the taps of the window, an integer or a pair.
         groups: number of groups G that the channels are divided into; must divide C and F.
-        activation: None or "linear", "relu", "softmax" (over the channels).
+        activation: None or a name, see :class:`Activation`; softmax is over the channels.
         use_bias: whether a bias is added.
         kernel_initializer, bias_initializer: a name or a function, see :mod:`pyconv.initializers`.
         input_shape: (H, W, C) of one image; for the first layer of a model.

@@ -1,4 +1,4 @@
-"""Layers without an image: Dense, Activation, Dropout, Flatten."""
+"""Layers without an image: Dense, activations, Dropout, Flatten."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Dense(Layer):
 
     Args:
         units: number of outputs U.
-        activation: None or "linear", "relu", "softmax".
+        activation: None or a name, see :class:`Activation`.
         use_bias: whether a bias is added.
         kernel_initializer, bias_initializer: a name or a function, see :mod:`pyconv.initializers`.
         input_shape: shape of one sample; for the first layer of a model.
@@ -79,10 +79,11 @@ class Dense(Layer):
 
 
 class Activation(Layer):
-    """Applies a function to every element ("relu", "linear") or over the last axis ("softmax").
+    """Applies a function to every element, or softmax over the last axis.
 
     Args:
-        activation: "relu", "softmax" or "linear".
+        activation: "relu", "sigmoid", "tanh", "leaky_relu" (of slope 0.2 below 0), "softplus",
+            "softmax" or "linear".
         input_shape, name: as for every layer.
 
     Input shape:
@@ -108,6 +109,107 @@ class Activation(Layer):
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"activation": self.activation}
+
+
+class ReLU(Activation):
+    """``Activation("relu")`` under its own name.
+
+    Args:
+        max_value, negative_slope, threshold: as in Keras; None, 0 and 0 alone are supported.
+        input_shape, name: as for every layer.
+
+    Input shape, output shape:
+        As for :class:`Activation`.
+
+    Raises:
+        ValueError: if an argument is not supported.
+
+    Example:
+        >>> ReLU()(np.array([[-1.0, 2.0]], np.float32))
+        array([[0., 2.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        max_value: float | None = None,
+        negative_slope: float = 0.0,
+        threshold: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__("relu", **options)
+        if max_value is not None or negative_slope != 0 or threshold != 0:
+            raise ValueError(
+                f"{self.name}: only max_value=None, negative_slope=0 and threshold=0 are "
+                f"supported; for a slope there is LeakyReLU. Received: max_value={max_value!r}, "
+                f"negative_slope={negative_slope!r}, threshold={threshold!r}"
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        return Layer.get_config(self)
+
+
+class LeakyReLU(Activation):
+    """``x`` where it is positive, else ``negative_slope * x``.
+
+    Args:
+        negative_slope: at least 0. As in Keras, 0.3 here and 0.2 for the function "leaky_relu".
+        input_shape, name: as for every layer.
+
+    Input shape, output shape:
+        As for :class:`Activation`.
+
+    Raises:
+        ValueError: if `negative_slope` is not a finite number of at least 0.
+
+    Example:
+        >>> LeakyReLU(0.5)(np.array([[-1.0, 2.0]], np.float32))
+        array([[-0.5,  2. ]], dtype=float32)
+    """
+
+    def __init__(self, negative_slope: float = 0.3, **options: Any) -> None:
+        super().__init__("leaky_relu", **options)
+        if (
+            isinstance(negative_slope, bool)
+            or not isinstance(negative_slope, (int, float))
+            or not 0 <= negative_slope < float("inf")
+        ):
+            raise ValueError(
+                f"{self.name}: negative_slope must be a finite number of at least 0. "
+                f"Received: negative_slope={negative_slope!r}"
+            )
+        self.negative_slope = float(negative_slope)
+
+    def get_config(self) -> dict[str, Any]:
+        return Layer.get_config(self) | {"negative_slope": self.negative_slope}
+
+
+class Softmax(Activation):
+    """``Activation("softmax")`` under its own name.
+
+    Args:
+        axis: -1, the last axis, alone is supported.
+        input_shape, name: as for every layer.
+
+    Input shape, output shape:
+        As for :class:`Activation`.
+
+    Raises:
+        ValueError: if `axis` is not supported.
+
+    Example:
+        >>> Softmax()(np.zeros((1, 2), np.float32))
+        array([[0.5, 0.5]], dtype=float32)
+    """
+
+    def __init__(self, axis: int = -1, **options: Any) -> None:
+        super().__init__("softmax", **options)
+        if axis != -1:
+            raise ValueError(
+                f"{self.name}: axis must be -1, the last axis. Received: axis={axis!r}"
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        return Layer.get_config(self) | {"axis": -1}
 
 
 class Dropout(Layer):

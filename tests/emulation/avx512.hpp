@@ -50,6 +50,10 @@ static inline __m512i emulated_maskz_slli_epi64(__mmask8, __m512i v, unsigned co
   return simde_mm512_slli_epi64(v, count);
 }
 
+static inline __m512i emulated_maskz_slli_epi32(__mmask16, __m512i v, unsigned count) {
+  return simde_mm512_slli_epi32(v, count);
+}
+
 }  // namespace pyconv::cpu::PYCONV_ISA
 
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
@@ -58,3 +62,4 @@ static inline __m512i emulated_maskz_slli_epi64(__mmask8, __m512i v, unsigned co
 #define _mm512_maskz_cvtepi32_epi8 emulated_maskz_cvtepi32_epi8
 #define _mm512_maskz_srli_epi64 emulated_maskz_srli_epi64
 #define _mm512_maskz_slli_epi64 emulated_maskz_slli_epi64
+#define _mm512_maskz_slli_epi32 emulated_maskz_slli_epi32
