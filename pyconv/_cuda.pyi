@@ -12,6 +12,8 @@ from typing import Any
 
 # The kernels, with the CPU's signatures; arrays have the shapes and dtypes that NumPy's would have.
 from pyconv._cpu import adam_step as adam_step
+from pyconv._cpu import avg_pool2d as avg_pool2d
+from pyconv._cpu import avg_pool2d_backward as avg_pool2d_backward
 from pyconv._cpu import conv2d as conv2d
 from pyconv._cpu import conv2d_backward as conv2d_backward
 from pyconv._cpu import conv2d_backward_data as conv2d_backward_data
@@ -26,6 +28,7 @@ from pyconv._cpu import dropout as dropout
 from pyconv._cpu import gather as gather
 from pyconv._cpu import max_pool2d as max_pool2d
 from pyconv._cpu import max_pool2d_backward as max_pool2d_backward
+from pyconv._cpu import pad2d as pad2d
 from pyconv._cpu import relu as relu
 from pyconv._cpu import relu_backward as relu_backward
 from pyconv._cpu import rmsprop_step as rmsprop_step

@@ -17,6 +17,7 @@ import numpy as np
 from pyconv import backend, kernels, random
 from pyconv.backend import Backend
 from pyconv.blocks import (
+    AvgPoolBlock,
     Block,
     ConvBlock,
     ConvPoolBlock,
@@ -25,6 +26,7 @@ from pyconv.blocks import (
     FlattenBlock,
     LossBlock,
     MaxPoolBlock,
+    PadBlock,
     ReluBlock,
     SoftmaxBlock,
     SoftmaxCrossEntropyBlock,
@@ -34,13 +36,17 @@ from pyconv.kernels import Counter
 from pyconv.labels import needs_classes
 from pyconv.layers import (
     Activation,
+    AveragePooling2D,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
+    GlobalAveragePooling2D,
     Layer,
     MaxPooling2D,
     Parameter,
+    ZeroPadding2D,
 )
 from pyconv.losses import BinaryCrossentropy, Loss, SoftmaxCrossentropy
 from pyconv.recording import RecordedForward
@@ -290,11 +296,15 @@ def operations(layers: Sequence[Layer]) -> list[Operation]:
     """The steps of the layers, an activation counting as a step of its own."""
     kinds = {
         Activation: "",
+        AveragePooling2D: "average",
         Conv2D: "conv",
         Dense: "dense",
+        DepthwiseConv2D: "conv",
         Dropout: "dropout",
         Flatten: "flatten",
+        GlobalAveragePooling2D: "average",
         MaxPooling2D: "pool",
+        ZeroPadding2D: "padding",
     }
     steps: list[Operation] = []
     for layer in layers:
@@ -319,20 +329,27 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
     index = 0
     while index < len(steps):
         kind, layer = steps[index]
+        inputs, padding = shape, None
+        if isinstance(layer, ZeroPadding2D) and _is_unpadded(steps[index + 1 : index + 2]):
+            # The convolution's own: nothing is copied.
+            padding, shape = layer.padding, _output_shape(layer, shape)
+            index += 1
+            kind, layer = steps[index]
         relu = [step.kind for step in steps[index + 1 : index + 2]] == ["relu"]
         output_shape = _output_shape(layer, shape) if kind not in ("relu", "softmax") else shape
         length = 1
         block: Block
         if kind == "conv":
-            assert isinstance(layer, Conv2D)
+            assert isinstance(layer, (Conv2D, DepthwiseConv2D))
             pool = steps[index + 2].layer if relu and len(steps) > index + 2 else None
-            if min(output_shape[:2]) >= 2 and _is_2x2(pool):
+            if isinstance(layer, Conv2D) and min(output_shape[:2]) >= 2 and _is_2x2(pool):
                 following = steps[index + 3].layer if len(steps) > index + 3 else None
                 dropout = following if isinstance(following, Dropout) else None
-                block = ConvPoolBlock(layer, dropout, shape, _output_shape(pool, output_shape))
+                pooled_shape = _output_shape(pool, output_shape)
+                block = ConvPoolBlock(layer, dropout, inputs, pooled_shape, padding)
                 length += 2 + (dropout is not None)
             else:
-                block = ConvBlock(layer, relu, shape, output_shape)
+                block = ConvBlock(layer, relu, inputs, output_shape, padding)
                 length += relu
         elif kind == "dense":
             assert isinstance(layer, Dense)
@@ -341,6 +358,12 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
         elif kind == "pool":
             assert isinstance(layer, MaxPooling2D)
             block = MaxPoolBlock(layer, shape, output_shape)
+        elif kind == "average":
+            assert isinstance(layer, (AveragePooling2D, GlobalAveragePooling2D))
+            block = AvgPoolBlock(layer, shape, output_shape)
+        elif kind == "padding":
+            assert isinstance(layer, ZeroPadding2D)
+            block = PadBlock(layer, shape, output_shape)
         elif kind == "dropout":
             assert isinstance(layer, Dropout)
             block = DropoutBlock(layer, shape)
@@ -354,6 +377,16 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
         shape = block.output_shape
         index += length
     return blocks
+
+
+def _is_unpadded(steps: Sequence[Operation]) -> bool:
+    """Whether the first of the steps, if any, is a convolution without padding of its own."""
+    return any(
+        isinstance(step.layer, (Conv2D, DepthwiseConv2D))
+        and step.kind == "conv"
+        and step.layer.padding == "valid"
+        for step in steps
+    )
 
 
 def _is_2x2(layer: Layer | None) -> TypeGuard[MaxPooling2D]:

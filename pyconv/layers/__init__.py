@@ -5,26 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 from pyconv.layers.base import Input, Layer, Parameter
-from pyconv.layers.convolutional import Conv2D
+from pyconv.layers.convolutional import Conv2D, DepthwiseConv2D, ZeroPadding2D
 from pyconv.layers.core import Activation, Dense, Dropout, Flatten
-from pyconv.layers.pooling import MaxPooling2D
+from pyconv.layers.pooling import AveragePooling2D, GlobalAveragePooling2D, MaxPooling2D
 
 __all__ = [
     "Activation",
+    "AveragePooling2D",
     "Conv2D",
     "Dense",
+    "DepthwiseConv2D",
     "Dropout",
     "Flatten",
+    "GlobalAveragePooling2D",
     "Input",
     "Layer",
     "MaxPooling2D",
     "Parameter",
+    "ZeroPadding2D",
     "deserialize",
     "serialize",
 ]
 
 _LAYERS: dict[str, type[Layer]] = {
-    layer.__name__: layer for layer in (Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D)
+    layer.__name__: layer
+    for layer in (
+        Activation,
+        AveragePooling2D,
+        Conv2D,
+        Dense,
+        DepthwiseConv2D,
+        Dropout,
+        Flatten,
+        GlobalAveragePooling2D,
+        MaxPooling2D,
+        ZeroPadding2D,
+    )
 }
 
 

@@ -25,6 +25,8 @@ _KERAS_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "bias_constraint": (None,),
     "bias_regularizer": (None,),
     "data_format": (None, "channels_last"),
+    "depthwise_constraint": (None,),
+    "depthwise_regularizer": (None,),
     "dtype": (None, "float32"),
     "kernel_constraint": (None,),
     "kernel_regularizer": (None,),
@@ -267,11 +269,13 @@ class Layer:
         kernel: tuple[int, ...],
         kernel_initializer: initializers.Initializer,
         bias_initializer: initializers.Initializer | None,
+        bias: int | None = None,
     ) -> None:
+        """A kernel of this shape, and a bias of that size, by default of the kernel's last axis."""
         rng = random.generator(random.next_seed())
         wanted = [("kernel", kernel, kernel_initializer)]
         if bias_initializer is not None:
-            wanted.append(("bias", kernel[-1:], bias_initializer))
+            wanted.append(("bias", (bias or kernel[-1],), bias_initializer))
         for name, shape, initializer in wanted:
             value = np.ascontiguousarray(initializer(shape, rng), np.float32)
             if value.shape != shape:
