@@ -4,8 +4,12 @@
 // forward pass and the data gradient are one algorithm, the sum over the taps that reach a
 // position: positions of an axis that see the same taps go together (axis_taps.hpp), so the inner
 // loop has no conditions at borders, and where a data gradient has strides it multiplies no zeros.
-// A tile is a few such positions, whose results stay in registers over all taps, times two vectors
-// of channels. In the weight gradient the gradients of a few positions stay in registers instead.
+//
+// A tile is a few such positions of a row and a vector of channels. Where the taps of a row are
+// neighbours, a pixel that is loaded once is multiplied for all positions that it is a tap of: with
+// a 3x3 kernel that is three multiply-adds a load. In the forward pass and the data gradient the
+// results of the positions stay in registers over all taps, in the weight gradient their gradients
+// do.
 //
 // Deterministic: every element is summed in one order, which depends on the shape alone.
 #include <math.h>
@@ -17,22 +21,43 @@ namespace pyconv::cpu::PYCONV_ISA {
 
 namespace {
 
-// What a tap is to a position: the distance from its source pixel to the tap's, and the weights.
+// What a tap is to a position: the distance from its first tap's source pixel, and the weights.
 struct Tap {
   int64_t x, w;
 };
 
+// Positions of a row of results.
+struct Positions {
+  int64_t source, source_step;  // the pixel of the first tap, from a position to the next
+  int64_t result, result_step;  // the pixel of the result, likewise
+  const Tap* taps;
+  int64_t tap_rows, row_taps;
+  bool neighbours;  // the taps of a row
+};
+
+// Largest number of taps in a row and steps between positions that have loops of their own.
+constexpr int most_taps = 3, most_steps = 2, most_pixels = lanes == 8 ? 4 : 8;
+// Of channels: a cache line, where the registers suffice.
+constexpr int tile_vectors = lanes == 8 ? 2 : 1;
+constexpr int64_t tile_channels = tile_vectors * lanes;
+
 // The taps of every pair of a row class and a column class, and the class of every row.
 class TapTable {
  public:
-  struct Row {
-    int64_t axis_class, origin;
-  };
-
-  // The kernel is flipped in a data gradient. `source_w` is the width of the source.
-  TapTable(const Conv2dShape& s, const AxisTaps& rows, const AxisTaps& cols, int64_t result_h,
-           int64_t source_w, bool flipped, Scratch& memory)
-      : s_(s), rows_(rows), cols_(cols), source_w_(source_w), flipped_(flipped) {
+  // From a source of `source_w` columns to a result of `result_h` x `result_w`. The weights of a
+  // tap are `w_step` behind those of the one before it, or, flipped for a data gradient, before
+  // them.
+  TapTable(const Conv2dShape& s, const AxisTaps& rows, const AxisTaps& cols, int64_t source_w,
+           int64_t result_h, int64_t result_w, int64_t w_step, bool flip, Scratch& memory)
+      : c_(s.c),
+        kernel_w_(s.kw),
+        last_tap_(s.kh * s.kw - 1),
+        source_w_(source_w),
+        result_w_(result_w),
+        w_step_(w_step),
+        flip_(flip),
+        rows_(rows),
+        cols_(cols) {
     int64_t taps = 0;
     for (int64_t r = 0; r < rows.class_count; ++r) {
       for (int64_t c = 0; c < cols.class_count; ++c) {
@@ -40,176 +65,246 @@ class TapTable {
       }
     }
     taps_at_ = memory.reserve<Tap>(taps);
-    begins_at_ = memory.reserve<int64_t>(rows.class_count * cols.class_count + 1);
-    places_at_ = memory.reserve<Row>(result_h);
+    begins_at_ = memory.reserve<int64_t>(rows.class_count * cols.class_count);
+    places_at_ = memory.reserve<Place>(result_h);
+    spacings_at_ = memory.reserve<Spacing>(cols.class_count);
   }
 
   // Once the memory is allocated.
   void fill(const Scratch& memory) {
-    taps_ = memory.at<Tap>(taps_at_);
-    begins_ = memory.at<int64_t>(begins_at_);
-    places_ = memory.at<Row>(places_at_);
-    int64_t end = 0, pair = 0;
+    Tap* const taps = memory.at<Tap>(taps_at_);
+    int64_t* begin = memory.at<int64_t>(begins_at_);
+    Place* const places = memory.at<Place>(places_at_);
+    Spacing* const spacings = memory.at<Spacing>(spacings_at_);
+    taps_ = taps, begins_ = begin, places_ = places, spacings_ = spacings;
+    for (int64_t c = 0; c < cols_.class_count; ++c) spacings[c] = spacing_of(cols_.classes[c]);
+    int64_t end = 0;
     for (int64_t r = 0; r < rows_.class_count; ++r) {
       const AxisClass& row = rows_.classes[r];
       for (int64_t i = 0; i < row.position_count; ++i) {
-        places_[row.positions[i].out] = {r, row.positions[i].origin};
+        places[row.positions[i].out] = {r, row.positions[i].origin};
       }
       for (int64_t c = 0; c < cols_.class_count; ++c) {
         const AxisClass& col = cols_.classes[c];
-        begins_[pair++] = end;
+        *begin++ = end;
         for (int64_t i = 0; i < row.tap_count; ++i) {
           for (int64_t j = 0; j < col.tap_count; ++j) {
-            const int64_t tap = row.taps[i].k * s_.kw + col.taps[j].k;
-            taps_[end++] = {(row.taps[i].offset * source_w_ + col.taps[j].offset) * s_.c,
-                            (flipped_ ? s_.kh * s_.kw - 1 - tap : tap) * s_.c};
+            const int64_t tap = row.taps[i].k * kernel_w_ + col.taps[j].k;
+            taps[end++] = {(row.taps[i].offset * source_w_ + col.taps[j].offset) * c_,
+                           (flip_ ? last_tap_ - tap : tap) * w_step_};
           }
         }
       }
     }
-    begins_[pair] = end;
   }
 
-  // body(positions, count, taps, tap_count, origin) for the positions of a row of the result, at
-  // most `most` at a time. `origin` is the place of the row's first tap in an image of the source.
+  // body(positions, count) for the positions of a row of the result, evenly spaced ones together.
   template <class Body>
-  void for_positions(int64_t row, int64_t most, const Body& body) const {
-    const Row& place = places_[row];
+  void for_positions(int64_t row, const Body& body) const {
+    const Place& place = places_[row];
     for (int64_t c = 0; c < cols_.class_count; ++c) {
       const AxisClass& col = cols_.classes[c];
-      const int64_t pair = place.axis_class * cols_.class_count + c;
-      for (int64_t p = 0; p < col.position_count; p += most) {
-        body(col.positions + p, min(most, col.position_count - p), taps_ + begins_[pair],
-             begins_[pair + 1] - begins_[pair], place.origin * source_w_);
+      const Spacing& spacing = spacings_[c];
+      Positions found{};
+      found.source_step = spacing.source * c_;
+      found.result_step = spacing.result * c_;
+      found.taps = taps_ + begins_[place.axis_class * cols_.class_count + c];
+      found.tap_rows = rows_.classes[place.axis_class].tap_count;
+      found.row_taps = col.tap_count;
+      found.neighbours = spacing.neighbours;
+      const int64_t count = spacing.even ? col.position_count : 1;
+      for (int64_t p = 0; p < col.position_count; p += count) {
+        found.source = (place.origin * source_w_ + col.positions[p].origin) * c_;
+        found.result = (row * result_w_ + col.positions[p].out) * c_;
+        body(found, count);
       }
     }
   }
 
  private:
-  const Conv2dShape& s_;
+  struct Place {
+    int64_t axis_class, origin;
+  };
+  struct Spacing {
+    int64_t source, result;  // pixels from a position to the next
+    bool even;               // the same for all
+    bool neighbours;         // the taps of a row
+  };
+  static Spacing spacing_of(const AxisClass& col) {
+    const AxisPosition* const at = col.positions;
+    Spacing found{1, 1, true, true};
+    if (col.position_count > 1) {
+      found.source = at[1].origin - at[0].origin, found.result = at[1].out - at[0].out;
+    }
+    for (int64_t i = 2; i < col.position_count; ++i) {
+      found.even &= at[i].origin - at[i - 1].origin == found.source &&
+                    at[i].out - at[i - 1].out == found.result;
+    }
+    for (int64_t i = 0; i < col.tap_count; ++i) found.neighbours &= col.taps[i].offset == i;
+    return found;
+  }
+
+  int64_t c_, kernel_w_, last_tap_, source_w_, result_w_, w_step_;
+  bool flip_;
   const AxisTaps& rows_;
   const AxisTaps& cols_;
-  int64_t source_w_;
-  bool flipped_;
-  int64_t taps_at_, begins_at_, places_at_;
-  Tap* taps_ = nullptr;
-  int64_t* begins_ = nullptr;
-  Row* places_ = nullptr;
+  int64_t taps_at_, begins_at_, places_at_, spacings_at_;
+  const Tap* taps_ = nullptr;
+  const int64_t* begins_ = nullptr;
+  const Place* places_ = nullptr;
+  const Spacing* spacings_ = nullptr;
 };
 
-// All of a vector, or its first `count` lanes.
-template <bool whole>
-vec load_channels(const float* p, int64_t count) {
-  return whole ? load(p) : load_n(p, count);
-}
-template <bool whole>
-void store_channels(float* p, vec v, int64_t count) {
-  if (whole) {
-    store(p, v);
-  } else {
-    store_n(p, v, count);
-  }
-}
-// The same of a source that counts where its mask is positive, if it has one.
-template <bool masked, bool whole>
-vec load_masked(const float* source, const float* mask, int64_t at, int64_t count) {
-  const vec v = load_channels<whole>(source + at, count);
-  return masked ? where_positive(load_channels<whole>(mask + at, count), v) : v;
-}
-
-// body<pixels>() for a constant equal to `pixels`, from 1 to `most`.
-template <int most, class Body>
-void with_constant(int64_t pixels, const Body& body) {
-  if constexpr (most > 1) {
-    if (pixels < most) {
-      with_constant<most - 1>(pixels, body);
-      return;
+// For a tile of `pixels` positions `step` pixels apart with `taps` neighbouring taps: for the pixel
+// `i` of a row, body(position, tap) for those that it is this tap of.
+template <int pixels, int taps, int step, class Body>
+[[gnu::always_inline]] static inline void for_uses(int i, const Body& body) {
+#pragma GCC unroll 3
+  for (int tap = 0; tap < taps; ++tap) {
+    const int distance = i - tap;
+    if (distance >= 0 && distance % step == 0 && distance / step < pixels) {
+      body(distance / step, tap);
     }
   }
-  body.template operator()<most>();
 }
+template <int pixels, int taps, int step>
+constexpr int pixels_in_row = (pixels - 1) * step + taps;
 
 // ---------------------------------------------------------------------------------------------
 // The sum over taps: forward and data gradient
 
-constexpr int tile_pixels = 4, tile_vectors = 2;
-
-// result[n, i, j, c] = bias[c] + sum over taps that reach (i, j) of source[...] * weights[tap, c]
+// result[n, i, j, c] = bias[c] + sum over the taps that reach (i, j) of source * weights
 struct TapSum {
   const float* source;
-  const float* mask;    // if not null, the source counts where this is positive
-  int64_t source_size;  // of an image
+  int64_t source_line, source_size;  // floats of a row and of an image
+  int64_t new_rows;                  // that the next row of results sees
+  bool fetch;
   float* result;
-  int64_t result_h, result_w;
   const float* bias;
-  vec least;  // of a result
   const float* weights;
+  vec least;  // of a result
 };
 
-struct Tile {
-  int64_t x[tile_pixels], y[tile_pixels];  // where the first tap and the result are
-  const Tap* taps;
-  int64_t tap_count;
-};
+// What comes from memory is asked for a row ahead. With many channels it costs more than it gains.
+bool worth_fetching(const Conv2dShape& s) { return s.c < 256; }
+// Asks for a line of `pixels` pixels, in the rows behind this one.
+template <int pixels>
+[[gnu::always_inline]] static inline void fetch_next(const float* x, int64_t pixel, int64_t line,
+                                                     int64_t rows) {
+  for (int64_t row = 0; row < rows; ++row) {
+    x += line;
+#pragma GCC unroll 16
+    for (int i = 0; i < pixels; ++i) __builtin_prefetch(x + i * pixel, 0, 2);
+  }
+}
 
-template <bool masked, int pixels, int vectors, bool whole>
-void run_tile(const TapSum& conv, const Tile& tile, int64_t c, int64_t count) {
-  vec sums[pixels][vectors];
-  for (int q = 0; q < vectors; ++q) {
-    const float* const bias = conv.bias + c + q * lanes;
-    const vec start = conv.bias != nullptr ? load_channels<whole>(bias, count) : zero();
-    for (int p = 0; p < pixels; ++p) sums[p][q] = start;
-  }
-  const float* x[pixels];
-  const float* mask[pixels];
-  for (int p = 0; p < pixels; ++p) {
-    x[p] = conv.source + tile.x[p] + c;
-    mask[p] = masked ? conv.mask + tile.x[p] + c : nullptr;
-  }
-  const float* const weights = conv.weights + c;
-  for (const Tap* tap = tile.taps; tap < tile.taps + tile.tap_count; ++tap) {
-    for (int q = 0; q < vectors; ++q) {
-      const vec w = load_channels<whole>(weights + tap->w + q * lanes, count);
-      for (int p = 0; p < pixels; ++p) {
-        const vec v = load_masked<masked, whole>(x[p], mask[p], tap->x + q * lanes, count);
-        sums[p][q] = fmadd(v, w, sums[p][q]);
+vec first_sum(const float* bias, int64_t c, int64_t count) {
+  return bias != nullptr ? load_part(bias + c, count) : zero();
+}
+
+// A tile of positions, for whole lines of the channels [c, end).
+template <int pixels, int taps, int step>
+void sum_neighbours(const TapSum& conv, const Positions& at, const float* source, float* result,
+                    int64_t pixel, int64_t c, int64_t end) {
+  constexpr int row_pixels = pixels_in_row<pixels, taps, step>;
+  const float* const bias = conv.bias;
+  const float* const weights = conv.weights;
+  const int64_t result_step = at.result_step;
+  const vec least = conv.least;
+  const Tap* const first = at.taps;
+  const Tap* const last = first + at.tap_rows * taps;
+  for (; c < end; c += tile_vectors * lanes) {
+    vec sums[pixels][tile_vectors];
+#pragma GCC unroll 2
+    for (int q = 0; q < tile_vectors; ++q) {
+      const vec start = first_sum(bias, c + q * lanes, lanes);
+#pragma GCC unroll 8
+      for (int p = 0; p < pixels; ++p) sums[p][q] = start;
+    }
+    for (const Tap* tap = first; tap < last; tap += taps) {
+      const float* x = source + tap->x + c;
+      vec w[taps][tile_vectors];
+#pragma GCC unroll 3
+      for (int t = 0; t < taps; ++t) {
+#pragma GCC unroll 2
+        for (int q = 0; q < tile_vectors; ++q) w[t][q] = load(weights + tap[t].w + c + q * lanes);
+      }
+#pragma GCC unroll 17
+      for (int i = 0; i < row_pixels; ++i, x += pixel) {
+#pragma GCC unroll 2
+        for (int q = 0; q < tile_vectors; ++q) {
+          const vec v = load(x + q * lanes);
+          for_uses<pixels, taps, step>(i, [&](int p, int t) __attribute__((always_inline)) {
+            sums[p][q] = fmadd(v, w[t][q], sums[p][q]);
+          });
+        }
       }
     }
-  }
-  for (int p = 0; p < pixels; ++p) {
-    for (int q = 0; q < vectors; ++q) {
-      store_channels<whole>(conv.result + tile.y[p] + c + q * lanes,
-                            at_least(conv.least, sums[p][q]), count);
+    if (conv.fetch)
+      fetch_next<pixels * step>(source + last[-taps].x + c, pixel, conv.source_line, conv.new_rows);
+    float* y = result + c;
+#pragma GCC unroll 8
+    for (int p = 0; p < pixels; ++p, y += result_step) {
+#pragma GCC unroll 2
+      for (int q = 0; q < tile_vectors; ++q) store(y + q * lanes, at_least(least, sums[p][q]));
     }
   }
 }
 
-template <bool masked>
-void run(const Conv2dShape& s, const TapSum& conv, const TapTable& table) {
-  parallel_rows(s.n * conv.result_h, s.c, [&](int64_t first, int64_t last, int64_t c0, int64_t c1) {
+// Any taps, and what is left of a vector.
+void sum_taps(const TapSum& conv, const Positions& at, int64_t pixels, const float* source,
+              float* result, int64_t c, int64_t end) {
+  for (; c < end; c += lanes) {
+    const int64_t count = min(lanes, end - c);
+    for (int64_t p = 0; p < pixels; ++p) {
+      vec sum = first_sum(conv.bias, c, count);
+      for (int64_t t = 0; t < at.tap_rows * at.row_taps; ++t) {
+        const float* const x = source + p * at.source_step + at.taps[t].x + c;
+        sum = fmadd(load_part(x, count), load_part(conv.weights + at.taps[t].w + c, count), sum);
+      }
+      store_part(result + p * at.result_step + c, at_least(conv.least, sum), count);
+    }
+  }
+}
+
+// run.template operator()<pixels, taps, step>(first) for tiles of `count` positions.
+template <int pixels, int taps, int step, class Run>
+void for_tiles(int64_t first, int64_t count, const Run& run) {
+  for (; first + pixels <= count; first += pixels)
+    run.template operator()<pixels, taps, step>(first);
+  if constexpr (pixels > 1) for_tiles<pixels / 2, taps, step>(first, count, run);
+}
+// The same where there are loops for taps and steps like these; else returns false.
+template <int taps, int step, class Run>
+bool for_neighbours(const Positions& at, int64_t count, int64_t pixel, const Run& run) {
+  if constexpr (taps > 1) {
+    if (at.row_taps < taps) return for_neighbours<taps - 1, step>(at, count, pixel, run);
+  }
+  if constexpr (step > 1) {
+    if (at.source_step < step * pixel) return for_neighbours<taps, step - 1>(at, count, pixel, run);
+  }
+  if (!at.neighbours || at.row_taps != taps || at.source_step != step * pixel) return false;
+  for_tiles<most_pixels, taps, step>(0, count, run);
+  return true;
+}
+
+void run(const Conv2dShape& s, const TapSum& conv, const TapTable& table, int64_t result_h,
+         int64_t result_w) {
+  parallel_rows(s.n * result_h, s.c, [&](int64_t first, int64_t last, int64_t c0, int64_t c1) {
+    const int64_t whole = c0 + (c1 - c0) / tile_channels * tile_channels;
     for (int64_t row = first; row < last; ++row) {
-      const int64_t image = row / conv.result_h * conv.source_size;
-      table.for_positions(row % conv.result_h, tile_pixels,
-                          [&](const AxisPosition* positions, int64_t pixels, const Tap* taps,
-                              int64_t tap_count, int64_t origin) {
-                            Tile tile;
-                            tile.taps = taps;
-                            tile.tap_count = tap_count;
-                            for (int64_t p = 0; p < pixels; ++p) {
-                              tile.x[p] = image + (origin + positions[p].origin) * s.c;
-                              tile.y[p] = (row * conv.result_w + positions[p].out) * s.c;
-                            }
-                            with_constant<tile_pixels>(pixels, [&]<int count>() {
-                              int64_t c = c0;
-                              for (; c + tile_vectors * lanes <= c1; c += tile_vectors * lanes) {
-                                run_tile<masked, count, tile_vectors, true>(conv, tile, c, lanes);
-                              }
-                              for (; c + lanes <= c1; c += lanes) {
-                                run_tile<masked, count, 1, true>(conv, tile, c, lanes);
-                              }
-                              if (c < c1) run_tile<masked, count, 1, false>(conv, tile, c, c1 - c);
-                            });
-                          });
+      const int64_t n = row / result_h;
+      float* const image = conv.result + n * result_h * result_w * s.c;
+      table.for_positions(row % result_h, [&](const Positions& at, int64_t count) {
+        const float* const source = conv.source + n * conv.source_size + at.source;
+        float* const result = image + at.result;
+        const bool done = for_neighbours<most_taps, most_steps>(
+            at, count, s.c, [&]<int pixels, int taps, int step>(int64_t p) {
+              sum_neighbours<pixels, taps, step>(conv, at, source + p * at.source_step,
+                                                 result + p * at.result_step, s.c, c0, whole);
+            });
+        sum_taps(conv, at, count, source, result, done ? whole : c0, c1);
+      });
     }
   });
 }
@@ -222,97 +317,89 @@ AxisGeometry col_geometry(const Conv2dShape& s) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Weight gradient
+// Weight gradient: sums[tap, c] += dy * x over a tile's positions, and behind the taps' sums that
+// of dy
 
-constexpr int gradient_pixels = 8;
-constexpr int64_t gradient_channels = 64;  // whose sums stay in the first-level cache
-
-// sums[tap, c] += sum over the tile's pixels of dy * x, sums[taps, c] += sum of dy
-struct GradientTile {
-  int64_t x[gradient_pixels], y[gradient_pixels];
-  const Tap* taps;
-  int64_t tap_count;
+struct WeightSums {
+  const float* x;
+  const float* dy;
+  const float* mask;  // if not null, dy counts where this is positive
+  float* sums;
+  float* bias;
+  int64_t line, new_rows;  // as in TapSum
+  bool fetch;
 };
 
-template <bool masked, int pixels, bool whole>
-void add_gradients(const float* dy, const float* mask, const float* x, const GradientTile& tile,
-                   int64_t c, int64_t count, float* sums, float* bias) {
-  vec gradient[pixels];
-  const float* from[pixels];
-  vec sum = load_channels<whole>(bias + c, count);
-  for (int p = 0; p < pixels; ++p) {
-    gradient[p] = load_masked<masked, whole>(dy, mask, tile.y[p] + c, count);
-    from[p] = x + tile.x[p] + c;
-    sum = add(sum, gradient[p]);
-  }
-  store_channels<whole>(bias + c, sum, count);
-  for (const Tap* tap = tile.taps; tap < tile.taps + tile.tap_count; ++tap) {
-    float* const to = sums + tap->w + c;
-    sum = load_channels<whole>(to, count);
-    for (int p = 0; p < pixels; ++p) {
-      sum = fmadd(gradient[p], load_channels<whole>(from[p] + tap->x, count), sum);
+vec load_gradient(const WeightSums& to, int64_t at, int64_t count) {
+  const vec v = load_part(to.dy + at, count);
+  return to.mask == nullptr ? v : where_positive(load_part(to.mask + at, count), v);
+}
+
+template <int pixels, int taps, int step>
+void add_neighbours(const WeightSums& to, const Positions& at, int64_t x_at, int64_t dy_at,
+                    int64_t pixel, int64_t c, int64_t end) {
+  constexpr int row_pixels = pixels_in_row<pixels, taps, step>;
+  const float* const source = to.x + x_at;
+  float* const sums = to.sums;
+  const Tap* const first = at.taps;
+  const Tap* const last = first + at.tap_rows * taps;
+  for (; c < end; c += tile_vectors * lanes) {
+    vec gradients[pixels][tile_vectors];
+#pragma GCC unroll 2
+    for (int q = 0; q < tile_vectors; ++q) {
+      const int64_t at_q = c + q * lanes;
+      vec bias = load(to.bias + at_q);
+#pragma GCC unroll 8
+      for (int p = 0; p < pixels; ++p) {
+        gradients[p][q] = load_gradient(to, dy_at + p * at.result_step + at_q, lanes);
+        bias = add(bias, gradients[p][q]);
+      }
+      store(to.bias + at_q, bias);
     }
-    store_channels<whole>(to, sum, count);
+    if (to.fetch) {
+      fetch_next<pixels * step>(source + last[-taps].x + c, pixel, to.line, to.new_rows);
+    }
+    for (const Tap* tap = first; tap < last; tap += taps) {
+      const float* x = source + tap->x + c;
+      vec sum[taps][tile_vectors];
+#pragma GCC unroll 3
+      for (int t = 0; t < taps; ++t) {
+#pragma GCC unroll 2
+        for (int q = 0; q < tile_vectors; ++q) sum[t][q] = load(sums + tap[t].w + c + q * lanes);
+      }
+#pragma GCC unroll 17
+      for (int i = 0; i < row_pixels; ++i, x += pixel) {
+#pragma GCC unroll 2
+        for (int q = 0; q < tile_vectors; ++q) {
+          const vec v = load(x + q * lanes);
+          for_uses<pixels, taps, step>(i, [&](int p, int t) __attribute__((always_inline)) {
+            sum[t][q] = fmadd(gradients[p][q], v, sum[t][q]);
+          });
+        }
+      }
+#pragma GCC unroll 3
+      for (int t = 0; t < taps; ++t) {
+#pragma GCC unroll 2
+        for (int q = 0; q < tile_vectors; ++q) store(sums + tap[t].w + c + q * lanes, sum[t][q]);
+      }
+    }
   }
 }
 
-template <bool masked>
-void run_weights(const Conv2dShape& s, const float* dy, const float* y, const float* x, float* dw,
-                 float* db) {
-  // Rows of the output are dealt out to sums of their own, of which there are as many as feed many
-  // threads, if each has pixels enough to be worth adding up.
-  constexpr int64_t wanted_items = 128, least_pixels = 256;
-  const int64_t blocks = ceil_div(s.c, gradient_channels), rows = s.n * s.oh;
-  const int64_t most = min(rows, max(1, rows * s.ow / least_pixels));
-  const int64_t splits = min(most, ceil_div(wanted_items, blocks));
-  const int64_t weights = s.kh * s.kw * s.c, size = weights + s.c;
-
-  const AxisTaps axis_rows = AxisTaps::forward(row_geometry(s));
-  const AxisTaps axis_cols = AxisTaps::forward(col_geometry(s));
-  Scratch memory;
-  TapTable table(s, axis_rows, axis_cols, s.oh, s.w, false, memory);
-  const int64_t partials_at = memory.reserve<float>(splits * size);
-  memory.allocate();
-  table.fill(memory);
-  float* const partials = memory.at<float>(partials_at);
-
-  parallel_for(num_threads(), splits * blocks, [&](int64_t item, int) {
-    const int64_t split = item / blocks, c0 = item % blocks * gradient_channels;
-    const int64_t c1 = min(c0 + gradient_channels, s.c);
-    float* const sums = partials + split * size;
-    for (int64_t tap = 0; tap <= s.kh * s.kw; ++tap) clear(sums + tap * s.c + c0, c1 - c0);
-    for (int64_t row = part_begin(rows, splits, split); row < part_begin(rows, splits, split + 1);
-         ++row) {
-      const int64_t image = row / s.oh * s.h * s.w * s.c;
-      table.for_positions(
-          row % s.oh, gradient_pixels,
-          [&](const AxisPosition* positions, int64_t pixels, const Tap* taps, int64_t tap_count,
-              int64_t origin) {
-            GradientTile tile;
-            tile.taps = taps;
-            tile.tap_count = tap_count;
-            for (int64_t p = 0; p < pixels; ++p) {
-              tile.x[p] = image + (origin + positions[p].origin) * s.c;
-              tile.y[p] = (row * s.ow + positions[p].out) * s.c;
-            }
-            with_constant<gradient_pixels>(pixels, [&]<int count>() {
-              int64_t c = c0;
-              for (; c + lanes <= c1; c += lanes) {
-                add_gradients<masked, count, true>(dy, y, x, tile, c, lanes, sums, sums + weights);
-              }
-              if (c == c1) return;
-              add_gradients<masked, count, false>(dy, y, x, tile, c, c1 - c, sums, sums + weights);
-            });
-          });
+void add_taps(const WeightSums& to, const Positions& at, int64_t pixels, int64_t x_at,
+              int64_t dy_at, int64_t c, int64_t end) {
+  for (; c < end; c += lanes) {
+    const int64_t count = min(lanes, end - c);
+    for (int64_t p = 0; p < pixels; ++p) {
+      const vec gradient = load_gradient(to, dy_at + p * at.result_step + c, count);
+      store_part(to.bias + c, add(load_part(to.bias + c, count), gradient), count);
+      for (int64_t t = 0; t < at.tap_rows * at.row_taps; ++t) {
+        const float* const x = to.x + x_at + p * at.source_step + at.taps[t].x + c;
+        float* const sum = to.sums + at.taps[t].w + c;
+        store_part(sum, fmadd(gradient, load_part(x, count), load_part(sum, count)), count);
+      }
     }
-  });
-
-  // In the order of the splits.
-  parallel_ranges(size, 1024, [&](int64_t begin, int64_t end) {
-    add_arrays(partials, partials + size, splits - 1, size, begin, end);
-  });
-  copy(dw, partials, weights);
-  if (db != nullptr) copy(db, partials + weights, s.c);
+  }
 }
 
 }  // namespace
@@ -327,60 +414,110 @@ void conv2d_depthwise(const Conv2dShape& s, Activation activation, const float* 
   const AxisTaps rows = AxisTaps::forward(row_geometry(s));
   const AxisTaps cols = AxisTaps::forward(col_geometry(s));
   Scratch memory;
-  TapTable table(s, rows, cols, s.oh, s.w, false, memory);
+  TapTable table(s, rows, cols, s.w, s.oh, s.ow, s.c, false, memory);
   memory.allocate();
   table.fill(memory);
-  run<false>(s,
-             {.source = x,
-              .mask = nullptr,
-              .source_size = s.h * s.w * s.c,
-              .result = y,
-              .result_h = s.oh,
-              .result_w = s.ow,
-              .bias = b,
-              .least = broadcast(activation == Activation::relu ? 0.0f : -HUGE_VALF),
-              .weights = w},
-             table);
+  const TapSum conv{.source = x,
+                    .source_line = s.w * s.c,
+                    .source_size = s.h * s.w * s.c,
+                    .new_rows = s.stride_h,
+                    .fetch = worth_fetching(s),
+                    .result = y,
+                    .bias = b,
+                    .weights = w,
+                    .least = broadcast(activation == Activation::relu ? 0.0f : -HUGE_VALF)};
+  run(s, conv, table, s.oh, s.ow);
 }
 
 void conv2d_depthwise_backward_data(const Conv2dShape& s, Activation activation, const float* dy,
                                     const float* y, const float* w, float* dx) {
   if (s.n == 0) return;
+  const bool masked = activation == Activation::relu;
+  const int64_t size = s.n * s.oh * s.ow * s.c;
   const AxisTaps rows = AxisTaps::backward_data(row_geometry(s));
   const AxisTaps cols = AxisTaps::backward_data(col_geometry(s));
   Scratch memory;
-  TapTable table(s, rows, cols, s.h, s.ow, true, memory);
+  TapTable table(s, rows, cols, s.ow, s.h, s.w, s.c, true, memory);
+  const int64_t masked_at = memory.reserve<float>(masked ? size : 0);
   memory.allocate();
   table.fill(memory);
-  const bool relu = activation == Activation::relu;
-  const TapSum conv{.source = dy,
-                    .mask = relu ? y : nullptr,
-                    .source_size = s.oh * s.ow * s.c,
-                    .result = dx,
-                    .result_h = s.h,
-                    .result_w = s.w,
-                    .bias = nullptr,
-                    .least = broadcast(-HUGE_VALF),
-                    .weights = w};
-  if (relu) {
-    run<true>(s, conv, table);
-  } else {
-    run<false>(s, conv, table);
+  if (masked) {
+    float* const to = memory.at<float>(masked_at);
+    parallel_ranges(size, 16 * 1024, [&](int64_t begin, int64_t end) {
+      masked_copy(dy + begin, y + begin, to + begin, end - begin);
+    });
+    dy = to;
   }
+  const TapSum conv{.source = dy,
+                    .source_line = s.ow * s.c,
+                    .source_size = s.oh * s.ow * s.c,
+                    .new_rows = 1,
+                    .fetch = worth_fetching(s),
+                    .result = dx,
+                    .bias = nullptr,
+                    .weights = w,
+                    .least = broadcast(-HUGE_VALF)};
+  run(s, conv, table, s.h, s.w);
 }
 
 void conv2d_depthwise_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
                                        const float* y, const float* x, float* dw, float* db) {
-  if (s.n == 0) {
-    clear(dw, s.kh * s.kw * s.c);
-    if (db != nullptr) clear(db, s.c);
-    return;
-  }
-  if (activation == Activation::relu) {
-    run_weights<true>(s, dy, y, x, dw, db);
-  } else {
-    run_weights<false>(s, dy, nullptr, x, dw, db);
-  }
+  // Rows of the output are dealt out to sums of their own, of which there are as many as feed many
+  // threads, if each has pixels enough to be worth adding up. Channels are cut into blocks whose
+  // sums, [taps + 1][block], stay in the first-level cache.
+  constexpr int64_t wanted_items = 128, least_pixels = 256, block = 64;
+  const int64_t taps = s.kh * s.kw, size = (taps + 1) * block, rows = s.n * s.oh;
+  const int64_t blocks = ceil_div(s.c, block);
+  const int64_t most = max(1, min(rows, rows * s.ow / least_pixels));
+  const int64_t splits = min(most, ceil_div(wanted_items, blocks));
+
+  const AxisTaps axis_rows = AxisTaps::forward(row_geometry(s));
+  const AxisTaps axis_cols = AxisTaps::forward(col_geometry(s));
+  Scratch memory;
+  TapTable table(s, axis_rows, axis_cols, s.w, s.oh, s.ow, block, false, memory);
+  const int64_t partials_at = memory.reserve<float>(splits * blocks * size);
+  memory.allocate();
+  table.fill(memory);
+  float* const partials = memory.at<float>(partials_at);
+
+  parallel_for(num_threads(), splits * blocks, [&](int64_t item, int) {
+    const int64_t split = item / blocks, c0 = item % blocks * block, c1 = min(c0 + block, s.c);
+    const int64_t whole = c0 + (c1 - c0) / tile_channels * tile_channels;
+    float* const sums = partials + item * size;
+    clear(sums, size);
+    const WeightSums to{.x = x,
+                        .dy = dy,
+                        .mask = activation == Activation::relu ? y : nullptr,
+                        .sums = sums - c0,
+                        .bias = sums + taps * block - c0,
+                        .line = s.w * s.c,
+                        .new_rows = s.stride_h,
+                        .fetch = worth_fetching(s)};
+    for (int64_t row = part_begin(rows, splits, split); row < part_begin(rows, splits, split + 1);
+         ++row) {
+      const int64_t n = row / s.oh;
+      table.for_positions(row % s.oh, [&](const Positions& at, int64_t count) {
+        const int64_t x_at = n * s.h * s.w * s.c + at.source;
+        const int64_t dy_at = n * s.oh * s.ow * s.c + at.result;
+        const bool done = for_neighbours<most_taps, most_steps>(
+            at, count, s.c, [&]<int pixels, int row_taps, int step>(int64_t p) {
+              add_neighbours<pixels, row_taps, step>(to, at, x_at + p * at.source_step,
+                                                     dy_at + p * at.result_step, s.c, c0, whole);
+            });
+        add_taps(to, at, count, x_at, dy_at, done ? whole : c0, c1);
+      });
+    }
+  });
+
+  // In the order of the splits.
+  parallel_for(num_threads(), blocks, [&](int64_t item, int) {
+    const int64_t c0 = item * block, channels = min(block, s.c - c0);
+    float* const sums = partials + item * size;
+    add_arrays(sums, sums + blocks * size, splits - 1, blocks * size, 0, size);
+    for (int64_t tap = 0; tap < taps; ++tap)
+      copy(dw + tap * s.c + c0, sums + tap * block, channels);
+    if (db != nullptr) copy(db + c0, sums + taps * block, channels);
+  });
 }
 
 }  // namespace pyconv::cpu::PYCONV_ISA
