@@ -23,7 +23,18 @@ import reference
 from cases import CONV_CASES, integers
 from pyconv import backend, kernels, losses, metrics, optimizers
 from pyconv.callbacks import Callback
-from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
+from pyconv.layers import (
+    Activation,
+    AveragePooling2D,
+    Conv2D,
+    Dense,
+    DepthwiseConv2D,
+    Dropout,
+    Flatten,
+    Input,
+    MaxPooling2D,
+    ZeroPadding2D,
+)
 from pyconv.models import Sequential
 from pyconv.preprocessing.image import ImageDataGenerator
 from pyconv.utils import set_random_seed
@@ -49,6 +60,9 @@ def small(optimizer="rmsprop", loss="categorical_crossentropy", metrics=("accura
             MaxPooling2D(),
             Dropout(0.25),
             MaxPooling2D((2, 1)),
+            ZeroPadding2D(1),
+            AveragePooling2D(2),
+            DepthwiseConv2D(3, padding="same"),
             Flatten(),
             Dense(8, use_bias=False),
             Dropout(0.5),

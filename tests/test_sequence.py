@@ -11,11 +11,15 @@ from cases import CONV_CASES
 from pyconv import Input, Sequential, backend, kernels
 from pyconv.layers import (
     Activation,
+    AveragePooling2D,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
+    GlobalAveragePooling2D,
     MaxPooling2D,
+    ZeroPadding2D,
 )
 
 THREADS = (1, 2, 3, 7)
@@ -46,6 +50,10 @@ def network():
             MaxPooling2D(3, strides=2),
             Conv2D(16, 1, strides=2),
             Conv2D(8, 3, padding="same", activation="relu"),
+            ZeroPadding2D((1, 2)),
+            AveragePooling2D(2, padding="same"),
+            DepthwiseConv2D(3, padding="same", depth_multiplier=2, activation="relu"),
+            DepthwiseConv2D(2),
             Flatten(),
             Activation("relu"),
             Dense(40, activation="relu"),
@@ -78,6 +86,13 @@ def test_equals_block_by_block(isa, mode):
             np.testing.assert_array_equal(
                 model.predict_on_batch(x), block_by_block(model, x), str((n, threads))
             )
+
+
+def test_means_of_whole_images(isa):
+    model = Sequential([Input((18, 17, 3)), Conv2D(24, 3), GlobalAveragePooling2D(), Dense(5)])
+    for n in BATCHES:
+        x = images(n)
+        np.testing.assert_array_equal(model.predict_on_batch(x), block_by_block(model, x), str(n))
 
 
 def test_same_bits_for_any_threads(isa):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -248,16 +249,16 @@ class ZeroPadding2D(Layer):
         **options: Any,
     ) -> None:
         super().__init__(data_format=data_format, **options)
-        try:
-            top, bottom, left, right = window_pads(padding, (0, 0), (0, 0), (1, 1))
-        except ValueError:
-            top = -1
-        if isinstance(padding, str) or min(top, bottom, left, right) < 0:
+        sides: tuple[int, ...] = ()
+        if not isinstance(padding, str):
+            with contextlib.suppress(ValueError):
+                sides = window_pads(padding, (0, 0), (0, 0), (1, 1))
+        if not sides or min(sides) < 0:
             raise ValueError(
                 f"{self.name}: padding must be an integer from 0, a pair of them, or ((top, "
                 f"bottom), (left, right)). Received: padding={padding!r}"
             )
-        self.padding = ((top, bottom), (left, right))
+        self.padding = ((sides[0], sides[1]), (sides[2], sides[3]))
 
     def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         channels = image_channels(self, shape)
