@@ -202,7 +202,7 @@ vec first_sum(const float* bias, int64_t c, int64_t count) {
   return bias != nullptr ? load_part(bias + c, count) : zero();
 }
 
-// A tile of positions, for whole lines of the channels [c, end).
+// A tile of positions, for the channels [c, end), tile_channels at a time.
 template <int pixels, int taps, int step>
 void sum_neighbours(const TapSum& conv, const Positions& at, const float* source, float* result,
                     int64_t pixel, int64_t c, int64_t end) {
@@ -213,7 +213,7 @@ void sum_neighbours(const TapSum& conv, const Positions& at, const float* source
   const vec least = conv.least;
   const Tap* const first = at.taps;
   const Tap* const last = first + at.tap_rows * taps;
-  for (; c < end; c += tile_vectors * lanes) {
+  for (; c < end; c += tile_channels) {
     vec sums[pixels][tile_vectors];
 #pragma GCC unroll 2
     for (int q = 0; q < tile_vectors; ++q) {
@@ -240,7 +240,7 @@ void sum_neighbours(const TapSum& conv, const Positions& at, const float* source
         }
       }
     }
-    if (conv.fetch)
+    if (conv.fetch && last > first)
       fetch_next<pixels * step>(source + last[-taps].x + c, pixel, conv.source_line, conv.new_rows);
     float* y = result + c;
 #pragma GCC unroll 8
@@ -251,7 +251,7 @@ void sum_neighbours(const TapSum& conv, const Positions& at, const float* source
   }
 }
 
-// Any taps, and what is left of a vector.
+// Any taps, and the channels that are left.
 void sum_taps(const TapSum& conv, const Positions& at, int64_t pixels, const float* source,
               float* result, int64_t c, int64_t end) {
   for (; c < end; c += lanes) {
@@ -343,7 +343,7 @@ void add_neighbours(const WeightSums& to, const Positions& at, int64_t x_at, int
   float* const sums = to.sums;
   const Tap* const first = at.taps;
   const Tap* const last = first + at.tap_rows * taps;
-  for (; c < end; c += tile_vectors * lanes) {
+  for (; c < end; c += tile_channels) {
     vec gradients[pixels][tile_vectors];
 #pragma GCC unroll 2
     for (int q = 0; q < tile_vectors; ++q) {
@@ -356,7 +356,7 @@ void add_neighbours(const WeightSums& to, const Positions& at, int64_t x_at, int
       }
       store(to.bias + at_q, bias);
     }
-    if (to.fetch) {
+    if (to.fetch && last > first) {
       fetch_next<pixels * step>(source + last[-taps].x + c, pixel, to.line, to.new_rows);
     }
     for (const Tap* tap = first; tap < last; tap += taps) {
