@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <int lanes>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 2)
     backward_kernel(Pool2dShape s, const Pack<float, lanes>* __restrict__ dy,
                     Pack<float, lanes>* __restrict__ dx) {
   const int64_t packs = s.c / lanes;
