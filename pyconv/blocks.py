@@ -232,12 +232,12 @@ class ConvPoolBlock(Block):
             self.parameters[0].array,
             first._y,
             first._x,
-            dw.shape,
+            first._w_shape,
             *self.geometry,
             self._rate,
             *first.geometry,
             first.activation,
-            dw=dw,
+            dw=dw.reshape(first._w_shape),
             db=db[0] if db else first._unused_db,
         )
 

@@ -114,6 +114,40 @@ class TestMeansAndDepths:
             np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
             assert np.abs(want).max() > 1e-6
 
+    def test_a_depthwise_layer_before_a_fused_pooling(self):
+        """The gradient of the two goes through both in one kernel."""
+        model = Sequential(
+            [
+                Input((9, 8, 3)),
+                ZeroPadding2D(1),
+                DepthwiseConv2D(3, depth_multiplier=2, activation="relu"),
+                ZeroPadding2D(1),
+                Conv2D(5, 3, activation="relu"),
+                MaxPooling2D(2),
+                Flatten(),
+                Dense(3, activation="softmax"),
+            ]
+        )
+        model.compile(optimizers.SGD(0.0), "categorical_crossentropy")
+        x, labels = reals(4, 9, 8, 3), one_hot(4)
+        model.train_on_batch(x, labels)
+        w1, b1, w2, b2, w3, b3 = (w.astype(np.float64) for w in model.get_weights())
+        first = {"padding": 1, "groups": 3, "activation": "relu"}
+        second = {"padding": 1, "activation": "relu"}
+        w1 = w1.reshape(3, 3, 1, 6)
+        y1 = reference.conv2d(x, w1, b1, **first)
+        y2 = reference.conv2d(y1, w2, b2, **second)
+        y3, argmax = reference.max_pool2d(y2)
+        flat = y3.reshape(4, -1)
+        dlogits = reference.softmax_cross_entropy(reference.dense(flat, w3, b3), labels)[2]
+        d_flat, dw3, db3 = reference.dense_backward(dlogits, flat, w3)
+        dy2 = reference.max_pool2d_backward(d_flat.reshape(y3.shape), argmax, y2.shape)
+        dy1, dw2, db2 = reference.conv2d_backward(dy2, y1, w2, **second, y=y2)
+        dw1, db1 = reference.conv2d_backward_weights(dy1, x, w1.shape, **first, y=y1)
+        expected = [dw1.reshape(3, 3, 3, 2), db1, dw2, db2, dw3, db3]
+        for got, want in zip(model.gradients, expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
     def test_learns(self):
         set_random_seed(1)
         model = self.model()

@@ -25,21 +25,10 @@ Range inside(int64_t start, int64_t pool, int64_t size) {
   return {max(0, start), min(start + pool, size)};
 }
 
-// The windows around one position after the other, along one axis.
-class WindowsAround {
- public:
-  WindowsAround(int64_t pool, int64_t stride, int64_t pad, int64_t windows)
-      : pool_(pool), stride_(stride), pad_(pad), windows_(windows) {}
-  // Positions may not go back.
-  Range at(int64_t position) {
-    while (end_ < windows_ && end_ * stride_ - pad_ <= position) ++end_;
-    while (begin_ < end_ && begin_ * stride_ - pad_ + pool_ <= position) ++begin_;
-    return {begin_, end_};
-  }
-
- private:
-  int64_t pool_, stride_, pad_, windows_, begin_ = 0, end_ = 0;
-};
+// The windows around a position, along one axis; `at` counts from the edge of the padding.
+Range windows_around(int64_t at, int64_t pool, int64_t stride, int64_t windows) {
+  return {at < pool ? 0 : (at - pool) / stride + 1, min(at / stride + 1, windows)};
+}
 
 // body<vectors>(c, count) for the channels [begin, end): `count` of each of the vectors from c on,
 // which is all of them but at the end.
@@ -113,10 +102,9 @@ void avg_pool2d_backward(const Pool2dShape& s, const float* dy, float* dx) {
   parallel_rows(s.n * s.h, s.c, [&](int64_t first, int64_t last, int64_t c0, int64_t c1) {
     for (int64_t row = first; row < last; ++row) {
       const float* const image = dy + row / s.h * s.oh * s.ow * s.c;
-      const Range windows_h = WindowsAround(s.pool_h, s.stride_h, s.pad_top, s.oh).at(row % s.h);
-      WindowsAround around(s.pool_w, s.stride_w, s.pad_left, s.ow);
+      const Range windows_h = windows_around(row % s.h + s.pad_top, s.pool_h, s.stride_h, s.oh);
       for (int64_t iw = 0; iw < s.w; ++iw) {
-        const Range windows_w = around.at(iw);
+        const Range windows_w = windows_around(iw + s.pad_left, s.pool_w, s.stride_w, s.ow);
         float* const to = dx + (row * s.w + iw) * s.c;
         for_channels(c0, c1, [&]<int vectors>(int64_t c, int64_t count) {
           collect<vectors>(s, image + c, windows_h, windows_w, count, to + c);
