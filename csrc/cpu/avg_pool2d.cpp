@@ -34,9 +34,10 @@ Range windows_around(int64_t at, int64_t pool, int64_t stride, int64_t windows) 
 // which is all of them but at the end.
 template <class Body>
 void for_channels(int64_t begin, int64_t end, const Body& body) {
-  constexpr int many = 4;
+  constexpr int many = lanes < 16 ? 8 : 4, some = many / 2;
   int64_t c = begin;
   for (; c + many * lanes <= end; c += many * lanes) body.template operator()<many>(c, lanes);
+  for (; c + some * lanes <= end; c += some * lanes) body.template operator()<some>(c, lanes);
   for (; c < end; c += lanes) body.template operator()<1>(c, min(lanes, end - c));
 }
 

@@ -38,8 +38,35 @@ struct Positions {
 // Largest number of taps in a row and steps between positions that have loops of their own.
 constexpr int most_taps = 3, most_steps = 2, most_pixels = lanes == 8 ? 4 : 8;
 // Of channels: a cache line, where the registers suffice.
-constexpr int tile_vectors = lanes == 8 ? 2 : 1;
-constexpr int64_t tile_channels = tile_vectors * lanes;
+constexpr int most_vectors = lanes == 8 ? 2 : 1;
+
+// All of a vector, or its first `count` lanes.
+template <bool whole>
+vec load_lanes(const float* p, int64_t count) {
+  return whole ? load(p) : load_n(p, count);
+}
+template <bool whole>
+void store_lanes(float* p, vec v, int64_t count) {
+  if (whole) {
+    store(p, v);
+  } else {
+    store_n(p, v, count);
+  }
+}
+
+// body<vectors, whole>(begin, end) for the channels [c, end): so many vectors at a time, then one,
+// then what is left of one.
+template <class Body>
+void for_channels(int64_t c, int64_t end, const Body& body) {
+  const auto part = [&]<int vectors, bool whole>(int64_t channels) {
+    const int64_t last = c + (end - c) / channels * channels;
+    if (c < last) body.template operator()<vectors, whole>(c, last);
+    c = last;
+  };
+  part.template operator()<most_vectors, true>(most_vectors * lanes);
+  if constexpr (most_vectors > 1) part.template operator()<1, true>(lanes);
+  if (c < end) body.template operator()<1, false>(c, end);
+}
 
 // The taps of every pair of a row class and a column class, and the class of every row.
 class TapTable {
@@ -198,12 +225,8 @@ template <int pixels>
   }
 }
 
-vec first_sum(const float* bias, int64_t c, int64_t count) {
-  return bias != nullptr ? load_part(bias + c, count) : zero();
-}
-
-// A tile of positions, for the channels [c, end), tile_channels at a time.
-template <int pixels, int taps, int step>
+// A tile of positions, for the channels [c, end).
+template <int pixels, int taps, int step, int vectors, bool whole>
 void sum_neighbours(const TapSum& conv, const Positions& at, const float* source, float* result,
                     int64_t pixel, int64_t c, int64_t end) {
   constexpr int row_pixels = pixels_in_row<pixels, taps, step>;
@@ -211,29 +234,31 @@ void sum_neighbours(const TapSum& conv, const Positions& at, const float* source
   const float* const weights = conv.weights;
   const int64_t result_step = at.result_step;
   const vec least = conv.least;
+  const int64_t count = end - c;
   const Tap* const first = at.taps;
   const Tap* const last = first + at.tap_rows * taps;
-  for (; c < end; c += tile_channels) {
-    vec sums[pixels][tile_vectors];
+  for (; c < end; c += vectors * lanes) {
+    vec sums[pixels][vectors];
 #pragma GCC unroll 2
-    for (int q = 0; q < tile_vectors; ++q) {
-      const vec start = first_sum(bias, c + q * lanes, lanes);
+    for (int q = 0; q < vectors; ++q) {
+      const vec start = bias != nullptr ? load_lanes<whole>(bias + c + q * lanes, count) : zero();
 #pragma GCC unroll 8
       for (int p = 0; p < pixels; ++p) sums[p][q] = start;
     }
     for (const Tap* tap = first; tap < last; tap += taps) {
       const float* x = source + tap->x + c;
-      vec w[taps][tile_vectors];
+      vec w[taps][vectors];
 #pragma GCC unroll 3
       for (int t = 0; t < taps; ++t) {
 #pragma GCC unroll 2
-        for (int q = 0; q < tile_vectors; ++q) w[t][q] = load(weights + tap[t].w + c + q * lanes);
+        for (int q = 0; q < vectors; ++q)
+          w[t][q] = load_lanes<whole>(weights + tap[t].w + c + q * lanes, count);
       }
 #pragma GCC unroll 17
       for (int i = 0; i < row_pixels; ++i, x += pixel) {
 #pragma GCC unroll 2
-        for (int q = 0; q < tile_vectors; ++q) {
-          const vec v = load(x + q * lanes);
+        for (int q = 0; q < vectors; ++q) {
+          const vec v = load_lanes<whole>(x + q * lanes, count);
           for_uses<pixels, taps, step>(i, [&](int p, int t) __attribute__((always_inline)) {
             sums[p][q] = fmadd(v, w[t][q], sums[p][q]);
           });
@@ -246,18 +271,19 @@ void sum_neighbours(const TapSum& conv, const Positions& at, const float* source
 #pragma GCC unroll 8
     for (int p = 0; p < pixels; ++p, y += result_step) {
 #pragma GCC unroll 2
-      for (int q = 0; q < tile_vectors; ++q) store(y + q * lanes, at_least(least, sums[p][q]));
+      for (int q = 0; q < vectors; ++q)
+        store_lanes<whole>(y + q * lanes, at_least(least, sums[p][q]), count);
     }
   }
 }
 
-// Any taps, and the channels that are left.
+// The same for any taps, position by position.
 void sum_taps(const TapSum& conv, const Positions& at, int64_t pixels, const float* source,
               float* result, int64_t c, int64_t end) {
   for (; c < end; c += lanes) {
     const int64_t count = min(lanes, end - c);
     for (int64_t p = 0; p < pixels; ++p) {
-      vec sum = first_sum(conv.bias, c, count);
+      vec sum = conv.bias != nullptr ? load_part(conv.bias + c, count) : zero();
       for (int64_t t = 0; t < at.tap_rows * at.row_taps; ++t) {
         const float* const x = source + p * at.source_step + at.taps[t].x + c;
         sum = fmadd(load_part(x, count), load_part(conv.weights + at.taps[t].w + c, count), sum);
@@ -291,7 +317,6 @@ bool for_neighbours(const Positions& at, int64_t count, int64_t pixel, const Run
 void run(const Conv2dShape& s, const TapSum& conv, const TapTable& table, int64_t result_h,
          int64_t result_w) {
   parallel_rows(s.n * result_h, s.c, [&](int64_t first, int64_t last, int64_t c0, int64_t c1) {
-    const int64_t whole = c0 + (c1 - c0) / tile_channels * tile_channels;
     for (int64_t row = first; row < last; ++row) {
       const int64_t n = row / result_h;
       float* const image = conv.result + n * result_h * result_w * s.c;
@@ -300,10 +325,13 @@ void run(const Conv2dShape& s, const TapSum& conv, const TapTable& table, int64_
         float* const result = image + at.result;
         const bool done = for_neighbours<most_taps, most_steps>(
             at, count, s.c, [&]<int pixels, int taps, int step>(int64_t p) {
-              sum_neighbours<pixels, taps, step>(conv, at, source + p * at.source_step,
-                                                 result + p * at.result_step, s.c, c0, whole);
+              const float* const from = source + p * at.source_step;
+              float* const to = result + p * at.result_step;
+              for_channels(c0, c1, [&]<int vectors, bool whole>(int64_t c, int64_t end) {
+                sum_neighbours<pixels, taps, step, vectors, whole>(conv, at, from, to, s.c, c, end);
+              });
             });
-        sum_taps(conv, at, count, source, result, done ? whole : c0, c1);
+        if (!done) sum_taps(conv, at, count, source, result, c0, c1);
       });
     }
   });
@@ -330,48 +358,51 @@ struct WeightSums {
   bool fetch;
 };
 
+template <bool whole>
 vec load_gradient(const WeightSums& to, int64_t at, int64_t count) {
-  const vec v = load_part(to.dy + at, count);
-  return to.mask == nullptr ? v : where_positive(load_part(to.mask + at, count), v);
+  const vec v = load_lanes<whole>(to.dy + at, count);
+  return to.mask == nullptr ? v : where_positive(load_lanes<whole>(to.mask + at, count), v);
 }
 
-template <int pixels, int taps, int step>
+template <int pixels, int taps, int step, int vectors, bool whole>
 void add_neighbours(const WeightSums& to, const Positions& at, int64_t x_at, int64_t dy_at,
                     int64_t pixel, int64_t c, int64_t end) {
   constexpr int row_pixels = pixels_in_row<pixels, taps, step>;
   const float* const source = to.x + x_at;
   float* const sums = to.sums;
+  const int64_t count = end - c;
   const Tap* const first = at.taps;
   const Tap* const last = first + at.tap_rows * taps;
-  for (; c < end; c += tile_channels) {
-    vec gradients[pixels][tile_vectors];
+  for (; c < end; c += vectors * lanes) {
+    vec gradients[pixels][vectors];
 #pragma GCC unroll 2
-    for (int q = 0; q < tile_vectors; ++q) {
+    for (int q = 0; q < vectors; ++q) {
       const int64_t at_q = c + q * lanes;
-      vec bias = load(to.bias + at_q);
+      vec bias = load_lanes<whole>(to.bias + at_q, count);
 #pragma GCC unroll 8
       for (int p = 0; p < pixels; ++p) {
-        gradients[p][q] = load_gradient(to, dy_at + p * at.result_step + at_q, lanes);
+        gradients[p][q] = load_gradient<whole>(to, dy_at + p * at.result_step + at_q, count);
         bias = add(bias, gradients[p][q]);
       }
-      store(to.bias + at_q, bias);
+      store_lanes<whole>(to.bias + at_q, bias, count);
     }
     if (to.fetch && last > first) {
       fetch_next<pixels * step>(source + last[-taps].x + c, pixel, to.line, to.new_rows);
     }
     for (const Tap* tap = first; tap < last; tap += taps) {
       const float* x = source + tap->x + c;
-      vec sum[taps][tile_vectors];
+      vec sum[taps][vectors];
 #pragma GCC unroll 3
       for (int t = 0; t < taps; ++t) {
 #pragma GCC unroll 2
-        for (int q = 0; q < tile_vectors; ++q) sum[t][q] = load(sums + tap[t].w + c + q * lanes);
+        for (int q = 0; q < vectors; ++q)
+          sum[t][q] = load_lanes<whole>(sums + tap[t].w + c + q * lanes, count);
       }
 #pragma GCC unroll 17
       for (int i = 0; i < row_pixels; ++i, x += pixel) {
 #pragma GCC unroll 2
-        for (int q = 0; q < tile_vectors; ++q) {
-          const vec v = load(x + q * lanes);
+        for (int q = 0; q < vectors; ++q) {
+          const vec v = load_lanes<whole>(x + q * lanes, count);
           for_uses<pixels, taps, step>(i, [&](int p, int t) __attribute__((always_inline)) {
             sum[t][q] = fmadd(gradients[p][q], v, sum[t][q]);
           });
@@ -380,7 +411,8 @@ void add_neighbours(const WeightSums& to, const Positions& at, int64_t x_at, int
 #pragma GCC unroll 3
       for (int t = 0; t < taps; ++t) {
 #pragma GCC unroll 2
-        for (int q = 0; q < tile_vectors; ++q) store(sums + tap[t].w + c + q * lanes, sum[t][q]);
+        for (int q = 0; q < vectors; ++q)
+          store_lanes<whole>(sums + tap[t].w + c + q * lanes, sum[t][q], count);
       }
     }
   }
@@ -391,7 +423,7 @@ void add_taps(const WeightSums& to, const Positions& at, int64_t pixels, int64_t
   for (; c < end; c += lanes) {
     const int64_t count = min(lanes, end - c);
     for (int64_t p = 0; p < pixels; ++p) {
-      const vec gradient = load_gradient(to, dy_at + p * at.result_step + c, count);
+      const vec gradient = load_gradient<false>(to, dy_at + p * at.result_step + c, count);
       store_part(to.bias + c, add(load_part(to.bias + c, count), gradient), count);
       for (int64_t t = 0; t < at.tap_rows * at.row_taps; ++t) {
         const float* const x = to.x + x_at + p * at.source_step + at.taps[t].x + c;
@@ -482,7 +514,6 @@ void conv2d_depthwise_backward_weights(const Conv2dShape& s, Activation activati
 
   parallel_for(num_threads(), splits * blocks, [&](int64_t item, int) {
     const int64_t split = item / blocks, c0 = item % blocks * block, c1 = min(c0 + block, s.c);
-    const int64_t whole = c0 + (c1 - c0) / tile_channels * tile_channels;
     float* const sums = partials + item * size;
     clear(sums, size);
     const WeightSums to{.x = x,
@@ -501,10 +532,14 @@ void conv2d_depthwise_backward_weights(const Conv2dShape& s, Activation activati
         const int64_t dy_at = n * s.oh * s.ow * s.c + at.result;
         const bool done = for_neighbours<most_taps, most_steps>(
             at, count, s.c, [&]<int pixels, int row_taps, int step>(int64_t p) {
-              add_neighbours<pixels, row_taps, step>(to, at, x_at + p * at.source_step,
-                                                     dy_at + p * at.result_step, s.c, c0, whole);
+              const int64_t x_tile = x_at + p * at.source_step,
+                            dy_tile = dy_at + p * at.result_step;
+              for_channels(c0, c1, [&]<int vectors, bool whole>(int64_t c, int64_t end) {
+                add_neighbours<pixels, row_taps, step, vectors, whole>(to, at, x_tile, dy_tile, s.c,
+                                                                       c, end);
+              });
             });
-        add_taps(to, at, count, x_at, dy_at, done ? whole : c0, c1);
+        if (!done) add_taps(to, at, count, x_at, dy_at, c0, c1);
       });
     }
   });
