@@ -342,7 +342,10 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
         if kind == "conv":
             assert isinstance(layer, (Conv2D, DepthwiseConv2D))
             pool = steps[index + 2].layer if relu and len(steps) > index + 2 else None
-            if isinstance(layer, Conv2D) and min(output_shape[:2]) >= 2 and _is_2x2(pool):
+            # The kernels of depthwise convolution have no pooling behind them.
+            fusable = isinstance(layer, Conv2D) and not 1 < layer.groups == shape[-1]
+            if fusable and min(output_shape[:2]) >= 2 and _is_2x2(pool):
+                assert isinstance(layer, Conv2D)
                 following = steps[index + 3].layer if len(steps) > index + 3 else None
                 dropout = following if isinstance(following, Dropout) else None
                 pooled_shape = _output_shape(pool, output_shape)

@@ -325,6 +325,7 @@ class TestPlan:
             ([Conv2D(2, 3, **relu), MaxPooling2D()], [ConvPoolBlock]),
             ([DepthwiseConv2D(3, **relu)], [ConvBlock]),
             ([DepthwiseConv2D(3, **relu), MaxPooling2D()], [ConvBlock, MaxPoolBlock]),
+            ([Conv2D(2, 3, groups=2, **relu), MaxPooling2D()], [ConvBlock, MaxPoolBlock]),
             ([Conv2D(2, 3, padding="same")], [PadBlock, ConvBlock]),
             ([ZeroPadding2D(2), Conv2D(2, 3)], [PadBlock, ConvBlock]),
             ([Activation("relu"), Conv2D(2, 3)], [PadBlock, ReluBlock, ConvBlock]),
