@@ -165,7 +165,9 @@ bool supports_tf32(const Conv2dShape& s) {
 }
 
 bool supports_depthwise(const Conv2dShape& s) {
-  return s.groups > 1 && s.groups == s.c && s.groups == s.oc && s.c % 4 == 0 && fits_32_bits(s);
+  constexpr int64_t most_taps = 1 << 16;  // a grid has limits
+  return s.groups > 1 && s.groups == s.c && s.groups == s.oc && s.c % 4 == 0 &&
+         s.kh * s.kw <= most_taps && fits_32_bits(s);
 }
 
 Taps forward_taps(const Conv2dShape& s) {
