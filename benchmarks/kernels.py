@@ -54,6 +54,7 @@ class Layer:
     kernel: int
     stride: int = 1
     pad: int = 0
+    groups: int = 1
 
     @property
     def output_size(self) -> int:
@@ -64,7 +65,8 @@ class Layer:
         return self.size == self.kernel == 1
 
     def flops(self, batch: int) -> float:
-        return 2.0 * batch * self.output_size**2 * self.filters * self.kernel**2 * self.channels
+        taps = self.kernel**2 * self.channels // self.groups
+        return 2.0 * batch * self.output_size**2 * self.filters * taps
 
     def bytes(self, batch: int) -> int:
         """Of inputs, outputs and their gradients."""
@@ -123,6 +125,20 @@ def resnet50(size: int) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
+def mobilenet(size: int) -> tuple[Layer, ...]:
+    """The different depthwise convolutions of MobileNet (Howard et al., 2017)."""
+    layers = []
+    for stage, (channels, strides) in enumerate(
+        [(32, (1,)), (64, (2,)), (128, (1, 2)), (256, (1, 2)), (512, (1, 2)), (1024, (1,))]
+    ):
+        at = size >> max(stage, 1)
+        layers += [
+            Layer(f"{at}x{channels}/{stride}", at, channels, channels, 3, stride, 1, channels)
+            for stride in strides
+        ]
+    return tuple(layers)
+
+
 # Kernel sizes, strides and channels that the networks above do not have.
 OTHERS = (
     Layer("1x1 3-16", 64, 3, 16, 1),
@@ -148,6 +164,7 @@ NETWORKS = {
     "vgg16-224": vgg16(224),
     "resnet50-32": resnet50(32),
     "resnet50-224": resnet50(224),
+    "mobilenet": mobilenet(224),
     "others": OTHERS,
 }
 
@@ -157,7 +174,7 @@ def arrays(layer: Layer, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     rng = np.random.default_rng(0)
     shapes = (
         (batch, layer.size, layer.size, layer.channels),
-        (layer.kernel, layer.kernel, layer.channels, layer.filters),
+        (layer.kernel, layer.kernel, layer.channels // layer.groups, layer.filters),
         (layer.filters,),
         (batch, layer.output_size, layer.output_size, layer.filters),
     )
@@ -235,7 +252,7 @@ def pyconv_pass(layer: Layer, name: str, batch: int) -> Callable[[], Any]:
             "data": lambda: kernels.dense_backward_data(dy, w, out=dx),
             "weights": lambda: kernels.dense_backward_weights(dy, x, dw=dw, db=db),
         }[name]
-    shape, geometry = x.shape, (layer.stride, layer.pad)
+    shape, geometry = x.shape, (layer.stride, layer.pad, 1, layer.groups)
     return {
         "forward": lambda: kernels.conv2d(x, w, b, *geometry, out=y),
         "data": lambda: kernels.conv2d_backward_data(dy, w, shape, *geometry, out=dx),
@@ -270,9 +287,9 @@ def torch_passes(layer: Layer, name: str, batch: int, device: str) -> list[Calla
         tx, tdy, tw = convert(x, (0, 3, 1, 2)), convert(dy, (0, 3, 1, 2)), convert(w, (3, 2, 0, 1))
         tb = tensor(b)
         if mask is None:
-            return lambda: torch.nn.functional.conv2d(tx, tw, tb, stride, pad)
+            return lambda: torch.nn.functional.conv2d(tx, tw, tb, stride, pad, 1, layer.groups)
         return lambda: torch.ops.aten.convolution_backward(
-            tdy, tx, tw, [layer.filters], stride, pad, [1, 1], False, [0, 0], 1, mask
+            tdy, tx, tw, [layer.filters], stride, pad, [1, 1], False, [0, 0], layer.groups, mask
         )
 
     return [in_format(torch.channels_last), in_format(torch.contiguous_format)]

@@ -35,6 +35,13 @@ struct Pool2dShape {
   int64_t pad_top, pad_left;
 };
 
+// y[n, i, j] = x[n, i - pad_top, j - pad_left], zero outside x. Negative padding crops.
+struct Pad2dShape {
+  int64_t n, h, w, c;  // x: [n, h, w, c]
+  int64_t oh, ow;      // y: [n, oh, ow, c]
+  int64_t pad_top, pad_left;
+};
+
 // y[n, out] = x[n, in] * w[in, out] + b
 struct DenseShape {
   int64_t n, in, out;
@@ -95,6 +102,13 @@ struct Operations {
   // Max pooling. The first maximum wins, NaN wins over numbers, padding never wins.
   void (*max_pool2d)(const Pool2dShape&, const float* x, float* y, void* argmax);
   void (*max_pool2d_backward)(const Pool2dShape&, const float* dy, const void* argmax, float* dx);
+
+  // The mean of what a window has in the image: padding does not count.
+  void (*avg_pool2d)(const Pool2dShape&, const float* x, float* y);
+  void (*avg_pool2d_backward)(const Pool2dShape&, const float* dy, float* dx);
+
+  // Zeros around an image; its gradient is the same with the sizes swapped and negative padding.
+  void (*pad2d)(const Pad2dShape&, const float* x, float* y);
 
   // Element by element; output and input may be the same array.
   void (*relu)(int64_t size, const float* x, float* y);

@@ -14,6 +14,8 @@ from typing import Any
 from pyconv._cpu import activate as activate
 from pyconv._cpu import activate_backward as activate_backward
 from pyconv._cpu import adam_step as adam_step
+from pyconv._cpu import avg_pool2d as avg_pool2d
+from pyconv._cpu import avg_pool2d_backward as avg_pool2d_backward
 from pyconv._cpu import batch_norm as batch_norm
 from pyconv._cpu import batch_norm_backward as batch_norm_backward
 from pyconv._cpu import batch_norm_training as batch_norm_training
@@ -31,6 +33,7 @@ from pyconv._cpu import dropout as dropout
 from pyconv._cpu import gather as gather
 from pyconv._cpu import max_pool2d as max_pool2d
 from pyconv._cpu import max_pool2d_backward as max_pool2d_backward
+from pyconv._cpu import pad2d as pad2d
 from pyconv._cpu import relu as relu
 from pyconv._cpu import relu_backward as relu_backward
 from pyconv._cpu import rmsprop_step as rmsprop_step

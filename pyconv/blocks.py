@@ -26,8 +26,19 @@ import numpy as np
 
 from pyconv import backend, kernels
 from pyconv.backend import Backend
-from pyconv.kernels import Counter
-from pyconv.layers import BatchNormalization, Conv2D, Dense, Dropout, MaxPooling2D, Parameter
+from pyconv.kernels import Counter, Padding
+from pyconv.layers import (
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    DepthwiseConv2D,
+    Dropout,
+    GlobalAveragePooling2D,
+    MaxPooling2D,
+    Parameter,
+    ZeroPadding2D,
+)
 from pyconv.losses import Loss, SoftmaxCrossentropy
 
 
@@ -88,18 +99,30 @@ class Block:
 
 
 class ConvBlock(Block):
-    """Convolution + bias (+ ReLU)."""
+    """Convolution, depthwise or not, + bias (+ ReLU).
+
+    Args:
+        layer: the layer.
+        relu: whether ReLU follows.
+        input_shape, output_shape: as for every block.
+        padding: instead of the layer's own.
+    """
 
     def __init__(
         self,
-        layer: Conv2D,
+        layer: Conv2D | DepthwiseConv2D,
         relu: bool,
         input_shape: tuple[int, ...],
         output_shape: tuple[int, ...],
+        padding: Padding | None = None,
     ) -> None:
         super().__init__(input_shape, output_shape, layer.parameters)
         self.activation = "relu" if relu else None
-        self.geometry = (layer.strides, layer.padding, layer.dilation_rate, layer.groups)
+        channels = input_shape[-1]
+        groups = layer.groups if isinstance(layer, Conv2D) else channels
+        self.geometry = (layer.strides, padding or layer.padding, layer.dilation_rate, groups)
+        # A depthwise kernel (kh, kw, channels, multiplier) lies in memory like this.
+        self._w_shape = (*layer.kernel_size, channels // groups, output_shape[-1])
 
     def allocate(self, device: Backend, capacity: int) -> None:
         self._unused_db = device.zeros(self.output_shape[-1])
@@ -107,15 +130,20 @@ class ConvBlock(Block):
     def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
         w, *b = (parameter.array for parameter in self.parameters)
         y = self._output(len(x))
-        kernels.conv2d(x, w, b[0] if b else None, *self.geometry, self.activation, out=y)
+        bias = b[0] if b else None
+        kernels.conv2d(x, w.reshape(self._w_shape), bias, *self.geometry, self.activation, out=y)
         self._x, self._y = x, y
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
-        w = self.parameters[0].array
+        w = self.parameters[0].array.reshape(self._w_shape)
         dw, *db = self.gradients
         dx = self._dx(len(dy))
-        options: dict[str, Any] = {"y": self._y, "dw": dw, "db": db[0] if db else self._unused_db}
+        options: dict[str, Any] = {
+            "y": self._y,
+            "dw": dw.reshape(self._w_shape),
+            "db": db[0] if db else self._unused_db,
+        }
         if dx is None:
             kernels.conv2d_backward_weights(
                 dy, self._x, w.shape, *self.geometry, self.activation, **options
@@ -128,7 +156,14 @@ class ConvBlock(Block):
 
 
 class ConvPoolBlock(Block):
-    """Convolution + bias + ReLU + 2x2 max pooling (+ dropout)."""
+    """Convolution + bias + ReLU + 2x2 max pooling (+ dropout).
+
+    Args:
+        layer: the convolution.
+        dropout: the dropout, if any.
+        input_shape, output_shape: as for every block.
+        padding: instead of the layer's own.
+    """
 
     def __init__(
         self,
@@ -136,9 +171,15 @@ class ConvPoolBlock(Block):
         dropout: Dropout | None,
         input_shape: tuple[int, ...],
         output_shape: tuple[int, ...],
+        padding: Padding | None = None,
     ) -> None:
         super().__init__(input_shape, output_shape, layer.parameters)
-        self.geometry = (layer.strides, layer.padding, layer.dilation_rate, layer.groups)
+        self.geometry = (
+            layer.strides,
+            padding or layer.padding,
+            layer.dilation_rate,
+            layer.groups,
+        )
         self.rate, self.seed = (dropout.rate, dropout.drawn_seed) if dropout else (0.0, 0)
 
     def allocate(self, device: Backend, capacity: int) -> None:
@@ -192,12 +233,12 @@ class ConvPoolBlock(Block):
             self.parameters[0].array,
             first._y,
             first._x,
-            dw.shape,
+            first._w_shape,
             *self.geometry,
             self._rate,
             *first.geometry,
             first.activation,
-            dw=dw,
+            dw=dw.reshape(first._w_shape),
             db=db[0] if db else first._unused_db,
         )
 
@@ -261,6 +302,54 @@ class MaxPoolBlock(Block):
         assert dx is not None
         kernels.max_pool2d_backward(dy, self._argmax, dx.shape, *self.geometry, out=dx)
         return dx
+
+
+class AvgPoolBlock(Block):
+    """Average pooling, of windows or of whole images."""
+
+    def __init__(
+        self,
+        layer: AveragePooling2D | GlobalAveragePooling2D,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+    ) -> None:
+        super().__init__(input_shape, output_shape)
+        rows, columns, channels = input_shape
+        self._images = output_shape
+        self.geometry: tuple[Any, ...]
+        if isinstance(layer, GlobalAveragePooling2D):
+            self._images = (1, 1, channels)
+            self.geometry = ((rows, columns), 1, "valid")
+        else:
+            self.geometry = (layer.pool_size, layer.strides, layer.padding)
+
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        y = self._output(len(x))
+        kernels.avg_pool2d(x, *self.geometry, out=y.reshape(len(x), *self._images))
+        return y
+
+    def backward(self, dy: np.ndarray) -> np.ndarray | None:
+        dx = self._dx(len(dy))
+        assert dx is not None
+        images = dy.reshape(len(dy), *self._images)
+        kernels.avg_pool2d_backward(images, dx.shape, *self.geometry, out=dx)
+        return dx
+
+
+class PadBlock(Block):
+    """Zero padding that is not that of a convolution behind it."""
+
+    def __init__(
+        self, layer: ZeroPadding2D, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    ) -> None:
+        super().__init__(input_shape, output_shape)
+        self.padding = layer.padding
+
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        return kernels.pad2d(x, self.padding, out=self._output(len(x)))
+
+    def backward(self, dy: np.ndarray) -> np.ndarray | None:
+        return kernels.pad2d_backward(dy, self.padding, out=self._dx(len(dy)))
 
 
 class DropoutBlock(Block):

@@ -12,16 +12,20 @@ from pyconv.extras import extra
 from pyconv.kernels import window_extent, window_pads
 from pyconv.layers import (
     Activation,
+    AveragePooling2D,
     BatchNormalization,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
+    GlobalAveragePooling2D,
     Layer,
     LeakyReLU,
     MaxPooling2D,
     ReLU,
     Softmax,
+    ZeroPadding2D,
 )
 from pyconv.saving import atomic_write
 
@@ -147,10 +151,12 @@ def _pads(
     return [top, left, bottom, right]
 
 
-def _conv2d(graph: _Graph, layer: Conv2D, shape: tuple[int, ...]) -> None:
+def _conv2d(graph: _Graph, layer: Conv2D | DepthwiseConv2D, shape: tuple[int, ...]) -> None:
     graph.channels_first()
     arrays = _named(layer)
     name, kernel = arrays.pop("kernel")
+    groups = layer.groups if isinstance(layer, Conv2D) else shape[3]
+    kernel = kernel.reshape(*layer.kernel_size, shape[3] // groups, -1)
     window = window_extent(layer.kernel_size, layer.dilation_rate)
     graph.add(
         "Conv",
@@ -159,7 +165,7 @@ def _conv2d(graph: _Graph, layer: Conv2D, shape: tuple[int, ...]) -> None:
         kernel_shape=list(layer.kernel_size),
         strides=list(layer.strides),
         dilations=list(layer.dilation_rate),
-        group=layer.groups,
+        group=groups,
         pads=_pads(shape, window, layer.strides, layer.padding),
     )
     graph.activation(layer.activation)
@@ -173,6 +179,34 @@ def _max_pooling2d(graph: _Graph, layer: MaxPooling2D, shape: tuple[int, ...]) -
         strides=list(layer.strides),
         pads=_pads(shape, layer.pool_size, layer.strides, layer.padding),
     )
+
+
+def _average_pooling2d(graph: _Graph, layer: AveragePooling2D, shape: tuple[int, ...]) -> None:
+    graph.channels_first()
+    graph.add(
+        "AveragePool",
+        kernel_shape=list(layer.pool_size),
+        strides=list(layer.strides),
+        pads=_pads(shape, layer.pool_size, layer.strides, layer.padding),
+        count_include_pad=0,
+    )
+
+
+def _global_average_pooling2d(
+    graph: _Graph, layer: GlobalAveragePooling2D, shape: tuple[int, ...]
+) -> None:
+    graph.channels_first()
+    graph.add("GlobalAveragePool")
+    if not layer.keepdims:
+        graph.add("Flatten", axis=1)
+        graph.is_channels_first = False
+
+
+def _zero_padding2d(graph: _Graph, layer: ZeroPadding2D, shape: tuple[int, ...]) -> None:
+    graph.channels_first()
+    (top, bottom), (left, right) = layer.padding
+    pads = np.array([0, 0, top, left, 0, 0, bottom, right])
+    graph.add("Pad", (f"{layer.name}/pads", pads))
 
 
 def _dense(graph: _Graph, layer: Dense, shape: tuple[int, ...]) -> None:
@@ -231,13 +265,17 @@ def _flatten(graph: _Graph, layer: Flatten, shape: tuple[int, ...]) -> None:
 
 _EXPORTERS: dict[type[Layer], Callable[[_Graph, Any, tuple[int, ...]], None]] = {
     Activation: _activation,
+    AveragePooling2D: _average_pooling2d,
     BatchNormalization: _batch_normalization,
     Conv2D: _conv2d,
     Dense: _dense,
+    DepthwiseConv2D: _conv2d,
     Dropout: _dropout,
     Flatten: _flatten,
+    GlobalAveragePooling2D: _global_average_pooling2d,
     LeakyReLU: _leaky_relu,
     MaxPooling2D: _max_pooling2d,
     ReLU: _activation,
     Softmax: _activation,
+    ZeroPadding2D: _zero_padding2d,
 }

@@ -30,6 +30,8 @@ __all__ = [
     "activate_backward",
     "adam_step",
     "argmax_dtype",
+    "avg_pool2d",
+    "avg_pool2d_backward",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_training",
@@ -49,6 +51,8 @@ __all__ = [
     "gather",
     "max_pool2d",
     "max_pool2d_backward",
+    "pad2d",
+    "pad2d_backward",
     "relu",
     "relu_backward",
     "rmsprop_step",
@@ -503,6 +507,127 @@ def max_pool2d_backward(
         raise ValueError(f"out: expected shape {tuple(x_shape)}. Received: {out.shape}.")
     _call("max_pool2d_backward", dy, argmax, out, pool, steps, pads)
     return out
+
+
+def avg_pool2d(
+    x: Array,
+    pool_size: Pair = 2,
+    strides: Pair | None = None,
+    padding: Padding = "valid",
+    *,
+    out: Array | None = None,
+) -> Array:
+    """2-D average pooling: the mean of those pixels of a window that lie in the image.
+
+    Padding counts neither in the sum nor in the number that divides it. A window's rows are summed
+    one by one, then added up: of r x c pixels the sum is off by at most (r + c) 2^-24 times the sum
+    of their absolute values, to first order.
+
+    Args:
+        x: input (n, h, w, channels).
+        pool_size: one integer for both axes or a pair; (h, w) averages whole images.
+        strides: the same; None for pool_size.
+        padding: as for `conv2d`, below the pool size on every side.
+        out: array for the result.
+
+    Returns:
+        y (n, oh, ow, channels).
+
+    Raises:
+        TypeError, ValueError: as `max_pool2d`.
+    """
+    x_shape = _shape(x, "x", 4)
+    pool, steps, pads = _pool_geometry(x_shape, pool_size, strides, padding)
+    if out is None:
+        out = _empty(_conv2d_output(x_shape, (*pool, 1, x_shape[3]), (steps, pads, (1, 1))))
+    _call("avg_pool2d", x, out, pool, steps, pads)
+    return out
+
+
+def avg_pool2d_backward(
+    dy: Array,
+    x_shape: tuple[int, int, int, int],
+    pool_size: Pair = 2,
+    strides: Pair | None = None,
+    padding: Padding = "valid",
+    *,
+    out: Array | None = None,
+) -> Array:
+    """The gradient of `avg_pool2d`: every pixel gets its share of dy from all windows around it.
+
+    Args:
+        dy: gradient of the output (n, oh, ow, channels).
+        x_shape: shape of the input, (n, h, w, channels).
+        pool_size, strides, padding: as in the forward pass.
+        out: array for the result.
+
+    Returns:
+        dx (n, h, w, channels).
+
+    Raises:
+        TypeError, ValueError: as `max_pool2d`.
+    """
+    x_shape = _four(x_shape, "x_shape")
+    pool, steps, pads = _pool_geometry(x_shape, pool_size, strides, padding)
+    if out is None:
+        out = _empty(x_shape)
+    elif backend.current().is_array(out) and out.shape != tuple(x_shape):
+        raise ValueError(f"out: expected shape {tuple(x_shape)}. Received: {out.shape}.")
+    _call("avg_pool2d_backward", dy, out, pool, steps, pads)
+    return out
+
+
+# --------------------------------------------------------------------------------------------------
+# Padding
+
+
+def pad2d(x: Array, padding: Padding = 1, *, out: Array | None = None) -> Array:
+    """Rows and columns of zeros around images; negative padding leaves out what lies there.
+
+    Args:
+        x: input (n, h, w, channels).
+        padding: an integer for all sides, (vertical, horizontal), or ((top, bottom), (left,
+            right)).
+        out: array for the result.
+
+    Returns:
+        y (n, top + h + bottom, left + w + right, channels).
+
+    Raises:
+        TypeError, ValueError: as `conv2d`; ValueError if nothing remains of the image.
+    """
+    x_shape, pads = _shape(x, "x", 4), _sides(padding)
+    if out is None:
+        n, h, w, channels = x_shape
+        out = _empty((n, pads[0] + h + pads[1], pads[2] + w + pads[3], channels))
+    _call("pad2d", x, out, pads)
+    return out
+
+
+def pad2d_backward(dy: Array, padding: Padding = 1, *, out: Array | None = None) -> Array:
+    """The gradient of `pad2d`: dy without the padding.
+
+    Args:
+        dy: gradient of the output (n, top + h + bottom, left + w + right, channels).
+        padding: as in the forward pass.
+        out: array for the result.
+
+    Returns:
+        dx (n, h, w, channels).
+
+    Raises:
+        TypeError, ValueError: as `pad2d`.
+    """
+    top, bottom, left, right = _sides(padding)
+    return pad2d(dy, ((-top, -bottom), (-left, -right)), out=out)
+
+
+def _sides(padding: Any) -> tuple[int, int, int, int]:
+    if isinstance(padding, str):
+        raise ValueError(
+            f"padding: expected an integer, a pair or two pairs of integers. Received: {padding!r}."
+        )
+    return window_pads(padding, (0, 0), (0, 0), (1, 1))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1374,4 +1499,5 @@ def _sharing(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name in __all__:
-    globals()[_name] = _sharing(globals()[_name])
+    if callable(globals()[_name]):
+        globals()[_name] = _sharing(globals()[_name])

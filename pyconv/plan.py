@@ -20,6 +20,7 @@ from pyconv import backend, kernels, random
 from pyconv.backend import Backend
 from pyconv.blocks import (
     ActivationBlock,
+    AvgPoolBlock,
     BatchNormBlock,
     Block,
     ConvBlock,
@@ -29,6 +30,7 @@ from pyconv.blocks import (
     FlattenBlock,
     LossBlock,
     MaxPoolBlock,
+    PadBlock,
     ReluBlock,
     SoftmaxBlock,
     SoftmaxCrossEntropyBlock,
@@ -39,15 +41,19 @@ from pyconv.kernels import Counter
 from pyconv.labels import needs_classes
 from pyconv.layers import (
     Activation,
+    AveragePooling2D,
     BatchNormalization,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
+    GlobalAveragePooling2D,
     Layer,
     LeakyReLU,
     MaxPooling2D,
     Parameter,
+    ZeroPadding2D,
 )
 from pyconv.layers.base import ACTIVATIONS
 from pyconv.losses import BinaryCrossentropy, Loss, SoftmaxCrossentropy
@@ -119,8 +125,10 @@ class _Fold:
         of |= {p.name: p.value.astype(np.float64) for p in self._norm.parameters}
         scale = of.get("gamma", 1.0) / np.sqrt(of["moving_variance"] + self._norm.epsilon)
         bias = (of.get("bias", 0.0) - of["moving_mean"]) * scale + of.get("beta", 0.0)
+        # Filters vary fastest, those of a depthwise kernel over its last two axes.
+        kernel = (of["kernel"].reshape(-1, scale.size) * scale).reshape(of["kernel"].shape)
         # In place, and not as a write: who asks for it knows of the one that made it necessary.
-        for parameter, value in zip(self.layer.parameters, (of["kernel"] * scale, bias)):
+        for parameter, value in zip(self.layer.parameters, (kernel, bias)):
             backend.copy(np.ascontiguousarray(value, np.float32), parameter.array)
 
 
@@ -366,12 +374,16 @@ def operations(layers: Sequence[Layer]) -> list[Operation]:
     """The steps of the layers, an activation counting as a step of its own."""
     kinds = {
         Activation: "",
+        AveragePooling2D: "average",
         BatchNormalization: "batch_norm",
         Conv2D: "conv",
         Dense: "dense",
+        DepthwiseConv2D: "conv",
         Dropout: "dropout",
         Flatten: "flatten",
+        GlobalAveragePooling2D: "average",
         MaxPooling2D: "pool",
+        ZeroPadding2D: "padding",
     }
     steps: list[Operation] = []
     for layer in layers:
@@ -414,20 +426,30 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
     index = 0
     while index < len(steps):
         kind, layer = steps[index]
+        inputs, padding = shape, None
+        if isinstance(layer, ZeroPadding2D) and _is_unpadded(steps[index + 1 : index + 2]):
+            # The convolution's own: nothing is copied.
+            padding, shape = layer.padding, _output_shape(layer, shape)
+            index += 1
+            kind, layer = steps[index]
         relu = [step.kind for step in steps[index + 1 : index + 2]] == ["relu"]
         output_shape = shape if kind in ACTIVATIONS else _output_shape(layer, shape)
         length = 1
         block: Block
         if kind == "conv":
-            assert isinstance(layer, Conv2D)
+            assert isinstance(layer, (Conv2D, DepthwiseConv2D))
             pool = steps[index + 2].layer if relu and len(steps) > index + 2 else None
-            if min(output_shape[:2]) >= 2 and _is_2x2(pool):
+            # The kernels of depthwise convolution have no pooling behind them.
+            fusable = isinstance(layer, Conv2D) and not 1 < layer.groups == shape[-1]
+            if fusable and min(output_shape[:2]) >= 2 and _is_2x2(pool):
+                assert isinstance(layer, Conv2D)
                 following = steps[index + 3].layer if len(steps) > index + 3 else None
                 dropout = following if isinstance(following, Dropout) else None
-                block = ConvPoolBlock(layer, dropout, shape, _output_shape(pool, output_shape))
+                pooled_shape = _output_shape(pool, output_shape)
+                block = ConvPoolBlock(layer, dropout, inputs, pooled_shape, padding)
                 length += 2 + (dropout is not None)
             else:
-                block = ConvBlock(layer, relu, shape, output_shape)
+                block = ConvBlock(layer, relu, inputs, output_shape, padding)
                 length += relu
         elif kind == "dense":
             assert isinstance(layer, Dense)
@@ -439,6 +461,12 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
         elif kind == "batch_norm":
             assert isinstance(layer, BatchNormalization)
             block = BatchNormBlock(layer, shape)
+        elif kind == "average":
+            assert isinstance(layer, (AveragePooling2D, GlobalAveragePooling2D))
+            block = AvgPoolBlock(layer, shape, output_shape)
+        elif kind == "padding":
+            assert isinstance(layer, ZeroPadding2D)
+            block = PadBlock(layer, shape, output_shape)
         elif kind == "dropout":
             assert isinstance(layer, Dropout)
             block = DropoutBlock(layer, shape)
@@ -455,6 +483,16 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
         shape = block.output_shape
         index += length
     return blocks
+
+
+def _is_unpadded(steps: Sequence[Operation]) -> bool:
+    """Whether the first of the steps, if any, is a convolution without padding of its own."""
+    return any(
+        isinstance(step.layer, (Conv2D, DepthwiseConv2D))
+        and step.kind == "conv"
+        and step.layer.padding == "valid"
+        for step in steps
+    )
 
 
 def _is_2x2(layer: Layer | None) -> TypeGuard[MaxPooling2D]:

@@ -187,6 +187,22 @@ CONV_CASES: tuple[ConvCase, ...] = (
     ConvCase(
         "groups2_tails", (2, 6, 6, 34), (3, 3), 66, padding="same", groups=2, activation="relu"
     ),
+    # Depthwise: vectors and tails of channels, cut rows, borders of every kind.
+    *(
+        ConvCase(f"depthwise{c}_relu", (2, 5, 11, c), (3, 3), c, 1, 1, 1, c, "relu")
+        for c in (2, 8, 15, 31, 33, 64, 130)
+    ),
+    ConvCase("depthwise_one_row", (1, 1, 9, 100), (3, 3), 100, padding="same", groups=100),
+    ConvCase("depthwise_stride2_same", (2, 8, 9, 24), (3, 3), 24, 2, "same", groups=24),
+    ConvCase("depthwise_stride3x2", (3, 10, 11, 20), (5, 3), 20, (3, 2), 2, 1, 20, "relu"),
+    ConvCase("depthwise_stride_above_kernel", (2, 9, 11, 18), (2, 2), 18, 3, groups=18),
+    ConvCase("depthwise_dilated", (2, 9, 8, 12), (3, 3), 12, 1, "same", (2, 3), 12),
+    ConvCase("depthwise_dilated_stride2", (1, 12, 13, 9), (3, 2), 9, 2, 3, 2, 9, "relu"),
+    ConvCase("depthwise_above_image", (2, 3, 2, 10), (7, 5), 10, padding="same", groups=10),
+    ConvCase("depthwise_padded_past", (1, 4, 5, 6), (3, 3), 6, 1, ((5, 3), (4, 6)), 1, 6),
+    ConvCase("depthwise_1x1", (3, 4, 5, 40), (1, 1), 40, groups=40, activation="relu"),
+    ConvCase("depthwise_many_rows", (3, 40, 16, 16), (3, 3), 16, padding="same", groups=16),
+    ConvCase("depthwise5_x3", (2, 6, 7, 5), (3, 3), 15, 1, 1, 1, 5, "relu"),
     # Explicit padding.
     ConvCase("pad1", (2, 6, 7, 16), (3, 3), 16, padding=1),
     ConvCase("pad1x2", (2, 6, 7, 8), (3, 5), 16, padding=(1, 2)),

@@ -219,6 +219,50 @@ def max_pool2d_backward(
     return crop_image(dx, pads, x_shape[1:3])
 
 
+# ---------------------------------------------------------------------- average pooling, padding
+
+
+def avg_pool2d(x, pool_size=2, strides=None, padding="valid") -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    pool, strides, pads, out = pool_geometry(x.shape, pool_size, strides, padding)
+    padded = pad_image(x, pads, 0.0)
+    y = np.zeros((x.shape[0], *out, x.shape[3]))
+    for kh, kw in np.ndindex(pool):
+        y += tap(padded, kh, kw, strides, out)
+    return y / pixels_in_windows(x.shape, pool, strides, pads, out)
+
+
+def avg_pool2d_backward(dy, x_shape, pool_size=2, strides=None, padding="valid") -> np.ndarray:
+    pool, strides, pads, out = pool_geometry(x_shape, pool_size, strides, padding)
+    share = np.asarray(dy, np.float64) / pixels_in_windows(x_shape, pool, strides, pads, out)
+    dx = pad_image(np.zeros(x_shape), pads, 0.0)
+    for kh, kw in np.ndindex(pool):
+        seen = tap(dx, kh, kw, strides, out)
+        seen += share
+    return crop_image(dx, pads, x_shape[1:3])
+
+
+def pixels_in_windows(x_shape, pool, strides, pads, out) -> np.ndarray:
+    """(1, oh, ow, 1): padding does not count."""
+    inside = pad_image(np.ones((1, *x_shape[1:3], 1)), pads, 0.0)
+    return np.sum([tap(inside, kh, kw, strides, out) for kh, kw in np.ndindex(pool)], axis=0)
+
+
+def pad2d(x, padding=1) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    pads = tuple(pair(side) for side in pair(padding))
+    if min(size + sum(sides) for size, sides in zip(x.shape[1:3], pads)) < 1:
+        raise ValueError("nothing remains of the image")
+    padded = pad_image(x, tuple((max(a, 0), max(b, 0)) for a, b in pads), 0.0)
+    (top, bottom), (left, right) = (tuple(max(-side, 0) for side in sides) for sides in pads)
+    return padded[:, top : padded.shape[1] - bottom, left : padded.shape[2] - right]
+
+
+def pad2d_backward(dy, padding=1) -> np.ndarray:
+    (top, bottom), (left, right) = (pair(side) for side in pair(padding))
+    return pad2d(dy, ((-top, -bottom), (-left, -right)))
+
+
 # ------------------------------------------------------------- convolution, ReLU, pooling, dropout
 
 

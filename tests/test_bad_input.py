@@ -51,6 +51,13 @@ def calls() -> dict:
             [f32(2, 2, 3, 4), argmax, X],
             {"out": f32(*X)},
         ),
+        "avg_pool2d": (kernels.avg_pool2d, [f32(*X)], {"out": f32(2, 2, 3, 4)}),
+        "avg_pool2d_backward": (
+            kernels.avg_pool2d_backward,
+            [f32(2, 2, 3, 4), X],
+            {"out": f32(*X)},
+        ),
+        "pad2d": (kernels.pad2d, [f32(*X)], {"out": f32(2, X[1] + 2, X[2] + 2, 4)}),
         "dense": (kernels.dense, [f32(3, 5), f32(5, 7), f32(7)], {"out": f32(3, 7)}),
         "dense_backward_data": (
             kernels.dense_backward_data,
@@ -186,7 +193,7 @@ def test_wrong_memory_order(name, key):
 @each_array
 def test_wrong_rank_and_shape(name, key):
     array = original(name, key)
-    if (name, key) == ("max_pool2d", 0):
+    if (name, key) in (("max_pool2d", 0), ("avg_pool2d", 0)):
         pytest.skip("another height may have the same output")
     for shape in (
         (),
@@ -281,8 +288,15 @@ def test_bad_padding(value):
         kernels.conv2d(f32(*X), f32(*W), padding=value)
     with pytest.raises(REFUSED):
         kernels.conv2d_backward(f32(*Y), f32(*X), f32(*W), padding=value)
-    with pytest.raises(REFUSED):
-        kernels.max_pool2d(f32(*X), padding=value)
+    for pool in (kernels.max_pool2d, kernels.avg_pool2d):
+        with pytest.raises(REFUSED):
+            pool(f32(*X), padding=value)
+
+
+@pytest.mark.parametrize("value", [2**31, 2**63, 2**64, -(2**31), -(2**63), float("nan")])
+def test_bad_pad2d(value):
+    with pytest.raises((*REFUSED, MemoryError)):
+        kernels.pad2d(f32(*X), value)
 
 
 def test_unknown_padding_and_activation_name_the_known_ones():

@@ -156,6 +156,7 @@ SPREAD_CASES = named(
         *("stride2_same_odd", "stride3", "stride_above_kernel", "dilation2_same", "groups2"),
         *("depthwise17_stride2", "pad_asymmetric", "pad_above_kernel", "tutorial_conv6_n2"),
         *("channels33", "stride_leftover", "n13_tail"),
+        *("depthwise33_relu", "depthwise_stride2_same", "depthwise_dilated"),
     ),
 )
 

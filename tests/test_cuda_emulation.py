@@ -61,7 +61,10 @@ def conv_results(case) -> list[np.ndarray]:
 def pool_results(case) -> list[np.ndarray]:
     x = reals("x", case.x)
     y, argmax = kernels.max_pool2d(x, **case.geometry)
-    return [y, argmax, kernels.max_pool2d_backward(y, argmax, case.x, **case.geometry)]
+    results = [y, argmax, kernels.max_pool2d_backward(y, argmax, case.x, **case.geometry)]
+    y = kernels.avg_pool2d(x, **case.geometry)
+    results += [y, kernels.avg_pool2d_backward(y, case.x, **case.geometry)]
+    return [*results, kernels.pad2d(x, ((1, 2), (0, 3)))]
 
 
 def dense_results(case) -> list[np.ndarray]:

@@ -25,14 +25,17 @@ from pyconv import backend, kernels, losses, metrics, optimizers
 from pyconv.callbacks import Callback
 from pyconv.layers import (
     Activation,
+    AveragePooling2D,
     BatchNormalization,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
     Input,
     LeakyReLU,
     MaxPooling2D,
+    ZeroPadding2D,
 )
 from pyconv.models import Sequential
 from pyconv.preprocessing.image import ImageDataGenerator
@@ -60,6 +63,9 @@ def small(optimizer="rmsprop", loss="categorical_crossentropy", metrics=("accura
             Dropout(0.25),
             MaxPooling2D((2, 1)),
             BatchNormalization(momentum=0.5),
+            ZeroPadding2D(1),
+            AveragePooling2D(2),
+            DepthwiseConv2D(3, padding="same"),
             Flatten(),
             Dense(8, use_bias=False),
             LeakyReLU(),

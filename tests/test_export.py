@@ -12,17 +12,21 @@ from pyconv.applications import tutorial_network
 from pyconv.export import export_onnx
 from pyconv.layers import (
     Activation,
+    AveragePooling2D,
     BatchNormalization,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
+    GlobalAveragePooling2D,
     Input,
     Layer,
     LeakyReLU,
     MaxPooling2D,
     ReLU,
     Softmax,
+    ZeroPadding2D,
 )
 from pyconv.models import Sequential
 
@@ -56,6 +60,19 @@ MODELS = {
         Dense(2),
         Activation("softmax"),
     ],
+    "means and depths": [
+        Input((9, 12, 4)),
+        ZeroPadding2D(((0, 1), (2, 3))),
+        DepthwiseConv2D(3, 2, depth_multiplier=2, activation="relu"),
+        AveragePooling2D((2, 3), strides=(1, 2), padding="same"),
+        DepthwiseConv2D((3, 1), padding="same", dilation_rate=2, use_bias=False),
+        ZeroPadding2D((1, 0)),
+        AveragePooling2D(3, 2, padding="same"),
+        GlobalAveragePooling2D(),
+        Dense(3, activation="softmax"),
+    ],
+    "means that keep their axes": [Input((5, 4, 3)), GlobalAveragePooling2D(keepdims=True)],
+    "means alone": [Input((5, 4, 3)), GlobalAveragePooling2D(), Activation("softmax")],
     "a vector": [Input((6,)), Dense(4), Activation("linear")],
     "sequences": [Input((5, 6)), Dense(4, activation="relu"), Flatten(), Dense(2)],
     "activations": [
@@ -139,7 +156,7 @@ def test_unknown_layer(tmp_path):
         def _output_shape(self, shape):
             return shape
 
-    with pytest.raises(ValueError, match="a Mine cannot be exported to ONNX. Known: Activation, B"):
+    with pytest.raises(ValueError, match="a Mine cannot be exported to ONNX. Known: Activation, A"):
         export_onnx(Sequential([Input((4,)), Mine()]), tmp_path / "m")
     assert not list(tmp_path.iterdir())
 

@@ -11,17 +11,21 @@ import reference
 from pyconv import layers
 from pyconv.layers import (
     Activation,
+    AveragePooling2D,
     BatchNormalization,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
+    GlobalAveragePooling2D,
     Input,
     Layer,
     LeakyReLU,
     MaxPooling2D,
     ReLU,
     Softmax,
+    ZeroPadding2D,
 )
 from pyconv.layers.base import snake_case
 from pyconv.utils import set_random_seed
@@ -44,6 +48,17 @@ class TestShapes:
             (MaxPooling2D(), (None, 13, 13, 8), (None, 6, 6, 8), 0),
             (MaxPooling2D(2, padding="same"), (None, 13, 13, 8), (None, 7, 7, 8), 0),
             (MaxPooling2D((3, 2), strides=(2, 1)), (None, 13, 13, 8), (None, 6, 12, 8), 0),
+            (AveragePooling2D(), (None, 13, 13, 8), (None, 6, 6, 8), 0),
+            (AveragePooling2D(3, 2, "same"), (None, 13, 12, 8), (None, 7, 6, 8), 0),
+            (GlobalAveragePooling2D(), (None, 7, 5, 8), (None, 8), 0),
+            (GlobalAveragePooling2D(keepdims=True), (None, 7, 5, 8), (None, 1, 1, 8), 0),
+            (ZeroPadding2D(), (None, 7, 5, 8), (None, 9, 7, 8), 0),
+            (ZeroPadding2D((2, 0)), (None, 7, 5, 8), (None, 11, 5, 8), 0),
+            (ZeroPadding2D(((0, 1), (2, 3))), (None, 7, 5, 8), (None, 8, 10, 8), 0),
+            (DepthwiseConv2D(3), (None, 7, 6, 8), (None, 5, 4, 8), 80),
+            (DepthwiseConv2D(3, 2, "same", 2), (None, 7, 6, 8), (None, 4, 3, 16), 160),
+            (DepthwiseConv2D((5, 1), use_bias=False), (None, 7, 6, 3), (None, 3, 6, 3), 15),
+            (DepthwiseConv2D(3, dilation_rate=2), (None, 7, 6, 2), (None, 3, 2, 2), 20),
             (Dense(10), (None, 256), (None, 10), 2570),
             (Dense(10, use_bias=False), (None, 7, 256), (None, 7, 10), 2560),
             (Flatten(), (None, 2, 2, 64), (None, 256), 0),
@@ -75,6 +90,11 @@ class TestShapes:
             (Conv2D(8, 3, groups=2), (None, 5, 5, 3), r"multiple of groups=2 channels"),
             (MaxPooling2D(4), (None, 3, 5, 1), "max_pooling2d .*at least 4x4 pixels"),
             (MaxPooling2D(), (None, 16), "images of shape"),
+            (AveragePooling2D(4), (None, 3, 5, 1), "average_pooling2d .*at least 4x4 pixels"),
+            (GlobalAveragePooling2D(), (None, 16), "images of shape"),
+            (ZeroPadding2D(), (None, 16), "images of shape"),
+            (DepthwiseConv2D(3), (None, 28, 28), r"depthwise_conv2d .*images of shape"),
+            (DepthwiseConv2D(3), (None, 2, 5, 1), "at least 3x3 pixels.* padding='same'"),
             (Dense(3), (None, None), "all sizes but that of the batch must be known"),
             (Dense(3), (None,), "all sizes but that of the batch must be known"),
             (Dense(3), (None, 2.5), "tuple of integers with the batch axis first"),
@@ -122,6 +142,17 @@ class TestArguments:
             (lambda: Conv2D(8, 3, kernel_initializer="x"), "Unknown initializer"),
             (lambda: Conv2D(8, 3, input_shape=(32, None, 3)), "conv2d: input_shape must be"),
             (lambda: MaxPooling2D((0, 2)), r"pool_size=\(0, 2\)"),
+            (lambda: AveragePooling2D(2, padding="full"), "padding='full'"),
+            (lambda: AveragePooling2D(data_format="channels_first"), "not support data_format"),
+            (lambda: GlobalAveragePooling2D("channels_first"), "not support data_format"),
+            (lambda: ZeroPadding2D(-1), "padding must be .* from 0.* Received: padding=-1"),
+            (lambda: ZeroPadding2D((1, 2, 3)), r"padding=\(1, 2, 3\)"),
+            (lambda: ZeroPadding2D("same"), "padding='same'"),
+            (lambda: ZeroPadding2D(1.5), "padding=1.5"),
+            (lambda: ZeroPadding2D(data_format="channels_first"), "not support data_format"),
+            (lambda: DepthwiseConv2D(3, depth_multiplier=0), "depth_multiplier=0"),
+            (lambda: DepthwiseConv2D(3, data_format="channels_first"), "not support data_format"),
+            (lambda: DepthwiseConv2D(3, depthwise_regularizer="l2"), "depthwise_regularizer"),
             (lambda: Dense(True), "units=True"),
             (lambda: Dense(2.0), "units=2.0"),
             (lambda: Dense(2, input_shape=784), r"input_shape must be .* \(784,\) for vectors"),
@@ -165,6 +196,13 @@ class TestArguments:
         assert conv.strides == (2, 1)
         assert (conv.padding, conv.groups, conv.activation) == ("same", 2, "relu")
         assert not conv.use_bias
+        conv = DepthwiseConv2D(3, 2, "same", 4, "channels_last", 1, "relu", False, "ones")
+        assert (conv.strides, conv.padding, conv.depth_multiplier) == ((2, 2), "same", 4)
+        assert (conv.activation, conv.use_bias) == ("relu", False)
+        pool = AveragePooling2D(3, 1, "same", "channels_last")
+        assert (pool.pool_size, pool.strides, pool.padding) == ((3, 3), (1, 1), "same")
+        assert GlobalAveragePooling2D(None, True).keepdims
+        assert ZeroPadding2D((1, 2), None).padding == ((1, 1), (2, 2))
 
     @pytest.mark.parametrize(
         "layer",
@@ -172,6 +210,10 @@ class TestArguments:
             Conv2D(8, (5, 3), 2, "same", None, 1, 2, "relu", False, "he_normal", "ones", name="c"),
             Conv2D(8, 3, dilation_rate=(1, 2), input_shape=(32, 32, 3)),
             MaxPooling2D(3, 2, "same"),
+            AveragePooling2D((3, 2), 2, "same"),
+            GlobalAveragePooling2D(keepdims=True, name="mean"),
+            ZeroPadding2D(((1, 0), (2, 3)), input_shape=(4, 4, 1)),
+            DepthwiseConv2D((5, 3), 2, "same", 3, None, 1, "relu", False, "he_normal", "ones"),
             Dense(5, activation="softmax", kernel_initializer="zeros"),
             Dropout(0.25, seed=3),
             Activation("softmax"),
@@ -186,13 +228,14 @@ class TestArguments:
         assert vars(copy).keys() == vars(layer).keys()
 
     def test_unknown_class(self):
-        with pytest.raises(
-            ValueError, match="one of Activation, BatchNormalization, .* Received: 'LSTM'"
-        ):
+        with pytest.raises(ValueError, match="one of Activation, .*Conv2D, .* Received: 'LSTM'"):
             layers.deserialize({"class_name": "LSTM", "config": {}})
 
     def test_names(self):
         assert snake_case("MaxPooling2D") == "max_pooling2d"
+        assert snake_case("GlobalAveragePooling2D") == "global_average_pooling2d"
+        assert snake_case("DepthwiseConv2D") == "depthwise_conv2d"
+        assert snake_case("ZeroPadding2D") == "zero_padding2d"
         assert (Conv2D(1, 1).name, Dense(1, name="head").name) == ("conv2d", "head")
         assert repr(Dense(1)) == "<Dense name=dense, built=False>"
 
@@ -210,6 +253,22 @@ class TestWeights:
         limit = np.sqrt(6 / (15 * 2 + 15 * 8))
         assert 0.9 * limit < np.abs(kernel).max() <= limit * (1 + 1e-6)
         assert (bias == 1).all()
+
+    def test_depthwise(self):
+        conv = DepthwiseConv2D((3, 5), depth_multiplier=2, bias_initializer="ones")
+        conv.build((None, 9, 9, 4))
+        assert [(p.name, p.shape) for p in conv.parameters] == [
+            ("kernel", (3, 5, 4, 2)),
+            ("bias", (8,)),
+        ]
+        kernel, bias = conv.get_weights()
+        limit = np.sqrt(6 / (15 * 4 + 15 * 2))  # Keras counts channels and multiplier as here
+        assert 0.9 * limit < np.abs(kernel).max() <= limit * (1 + 1e-6)
+        assert (bias == 1).all()
+        with pytest.raises(
+            ValueError, match="expected 4 channels .* for which the layer was built"
+        ):
+            conv(reals(1, 8, 8, 8))
 
     def test_set_weights(self):
         dense = Dense(2)
@@ -296,6 +355,37 @@ class TestCall:
         x = self.integers(2, 7, 6, 3)
         expected = reference.max_pool2d(x, (3, 2), (2, 2), "same")[0]
         np.testing.assert_array_equal(MaxPooling2D((3, 2), 2, "same")(x), expected)
+
+    @pytest.mark.parametrize("activation", [None, "relu"])
+    @pytest.mark.parametrize("multiplier", [1, 3])
+    def test_depthwise_conv2d(self, activation, multiplier):
+        x = self.integers(2, 7, 6, 4)
+        conv = DepthwiseConv2D(3, (2, 1), "same", multiplier, activation=activation)
+        conv.build(x.shape)
+        w, b = self.integers(3, 3, 4, multiplier), self.integers(4 * multiplier)
+        conv.set_weights([w, b])
+        # Channel by channel, as Keras defines it.
+        one = [
+            reference.conv2d(x[..., c : c + 1], w[:, :, c, None], None, (2, 1), "same")
+            for c in range(4)
+        ]
+        expected = np.concatenate(one, axis=-1) + b
+        expected = reference.relu(expected) if activation else expected
+        np.testing.assert_array_equal(conv(x), expected)
+
+    def test_average_pooling(self):
+        x = self.integers(2, 7, 6, 3)
+        expected = reference.avg_pool2d(x, (3, 2), (2, 2), "same").astype(np.float32)
+        np.testing.assert_array_equal(AveragePooling2D((3, 2), 2, "same")(x), expected)
+        mean = x.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)
+        np.testing.assert_array_equal(GlobalAveragePooling2D()(x), mean)
+        kept = GlobalAveragePooling2D(keepdims=True)(x)
+        np.testing.assert_array_equal(kept, mean.reshape(2, 1, 1, 3))
+
+    def test_zero_padding(self):
+        x = self.integers(2, 4, 3, 5)
+        expected = np.pad(x, ((0, 0), (1, 0), (2, 3), (0, 0)))
+        np.testing.assert_array_equal(ZeroPadding2D(((1, 0), (2, 3)))(x), expected)
 
     def test_activations(self):
         x = reals(2, 3, 5)

@@ -10,15 +10,30 @@ import pytest
 import reference
 from pyconv import losses, optimizers
 from pyconv.blocks import (
+    AvgPoolBlock,
     ConvBlock,
+    ConvPoolBlock,
     DenseBlock,
     DropoutBlock,
     FlattenBlock,
     MaxPoolBlock,
+    PadBlock,
     ReluBlock,
     SoftmaxBlock,
 )
-from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
+from pyconv.layers import (
+    Activation,
+    AveragePooling2D,
+    Conv2D,
+    Dense,
+    DepthwiseConv2D,
+    Dropout,
+    Flatten,
+    GlobalAveragePooling2D,
+    Input,
+    MaxPooling2D,
+    ZeroPadding2D,
+)
 from pyconv.models import Sequential
 from pyconv.plan import FlatParameters, Plan
 from pyconv.utils import set_random_seed
@@ -302,6 +317,31 @@ class TestPlan:
         ]
         assert self.kinds([Conv2D(2, 3), Activation("linear"), Activation("relu")]) == [ConvBlock]
 
+    def test_padding_in_front_of_a_convolution_is_its_own(self):
+        relu = {"activation": "relu"}
+        for layers, blocks in [
+            ([Conv2D(2, 3)], [ConvBlock]),
+            ([Conv2D(2, 3, strides=2, **relu)], [ConvBlock]),
+            ([Conv2D(2, 3, **relu), MaxPooling2D()], [ConvPoolBlock]),
+            ([DepthwiseConv2D(3, **relu)], [ConvBlock]),
+            ([DepthwiseConv2D(3, **relu), MaxPooling2D()], [ConvBlock, MaxPoolBlock]),
+            ([Conv2D(2, 3, groups=2, **relu), MaxPooling2D()], [ConvBlock, MaxPoolBlock]),
+            ([Conv2D(2, 3, padding="same")], [PadBlock, ConvBlock]),
+            ([ZeroPadding2D(2), Conv2D(2, 3)], [PadBlock, ConvBlock]),
+            ([Activation("relu"), Conv2D(2, 3)], [PadBlock, ReluBlock, ConvBlock]),
+            ([AveragePooling2D()], [PadBlock, AvgPoolBlock]),
+            ([GlobalAveragePooling2D()], [PadBlock, AvgPoolBlock]),
+            ([], [PadBlock]),
+        ]:
+            layers = [ZeroPadding2D(((1, 0), (2, 3))), *layers]
+            assert self.kinds(layers) == blocks
+            model = Sequential([Input((6, 6, 2)), *layers])
+            y = x = reals(2, 6, 6, 2)
+            for layer in model.layers:
+                y = layer(y)
+            # The taps in the padding are left out, so sums may be cut elsewhere.
+            np.testing.assert_allclose(model.predict(x, verbose=0), y, rtol=1e-5, atol=1e-5)
+
     def test_inference_uses_two_buffers(self):
         model = tutorial()
         plan = Plan(model.layers, (32, 32, 3), 2)
@@ -322,6 +362,8 @@ class TestPlan:
             [Activation("relu"), Flatten(), Activation("relu"), Dropout(0.5)],
             [Dropout(0.5), Activation("relu"), Conv2D(2, 3), Activation("softmax"), Dropout(0.2)],
             [Flatten(), Dense(4), Dropout(0.5), Activation("relu"), Dense(2)],
+            [AveragePooling2D(), ZeroPadding2D(), Dropout(0.5), GlobalAveragePooling2D()],
+            [ZeroPadding2D(), Activation("relu"), DepthwiseConv2D(3, depth_multiplier=2)],
         ],
     )
     def test_buffers_are_not_mixed_up(self, layers):

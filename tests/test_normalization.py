@@ -24,6 +24,7 @@ from pyconv.layers import (
     BatchNormalization,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
     Input,
@@ -200,6 +201,8 @@ class TestBlocks:
                 Conv2D(6, 3, groups=2, use_bias=use_bias),
                 BatchNormalization(**options),
                 BatchNormalization(),  # one is enough
+                DepthwiseConv2D(2, depth_multiplier=2, use_bias=use_bias),
+                BatchNormalization(**options),
                 Conv2D(3, 2, activation="tanh"),
                 BatchNormalization(),  # not behind an activation
                 Dense(5, use_bias=use_bias),
@@ -216,7 +219,7 @@ class TestBlocks:
             y = model.predict(x, verbose=0)
             np.testing.assert_allclose(y, h, rtol=0, atol=2e-5 * np.abs(h).max())
         kinds = [type(block) for block in model._plan_for_inference(1).blocks]
-        assert kinds.count(BatchNormBlock) == 3
+        assert kinds.count(BatchNormBlock) == 3  # those whose comments say so, and the first
 
     def test_slopes(self):
         for layer, slope in ((LeakyReLU(), 0.3), (layers.Activation("leaky_relu"), 0.2)):

@@ -135,6 +135,38 @@ def test_same_pooling_of_keras(isa, case):
     assert_same(y, KERAS[f"{name}/y"], str(case))
 
 
+@pytest.mark.parametrize("case", recorded(KERAS, "average", POOL_CASES), ids=lambda c: c.name)
+def test_average_pooling_of_keras(isa, case):
+    name = f"average {case.name}"
+    y, dx = (KERAS[f"{name}/{key}"] for key in ("y", "dx"))
+    x, dy = reals(f"{name} x", case.x), reals(f"{name} dy", y.shape)
+    pool, _, _, _ = reference.pool_geometry(case.x, *case.geometry.values())
+    terms = int(np.prod(pool)) + 1  # Keras's sums may run over the window pixel by pixel
+    magnitude = reference.avg_pool2d(np.abs(x), **case.geometry)
+    assert_both_round(kernels.avg_pool2d(x, **case.geometry), y, terms, magnitude, f"y {case}")
+    got = kernels.avg_pool2d_backward(dy, case.x, **case.geometry)
+    magnitude = reference.avg_pool2d_backward(np.abs(dy), case.x, **case.geometry)
+    assert_both_round(got, dx, terms, magnitude, f"dx {case}")
+
+
+@pytest.mark.parametrize("case", recorded(KERAS, "depthwise", CONV_CASES), ids=lambda c: c.name)
+def test_depthwise_convolution_of_keras(isa, case):
+    """Keras's kernel (kh, kw, channels, multiplier) is this one with its axes joined."""
+    name = f"depthwise {case.name}"
+    y, dx, dw = (KERAS[f"{name}/{key}"] for key in ("y", "dx", "dw"))
+    x, w = reals(f"{name} x", case.x), reals(f"{name} w", case.w)
+    dy = reals(f"{name} dy", y.shape)
+    magnitude = reference.conv2d(np.abs(x), np.abs(w), **case.geometry)
+    taps = int(np.prod(case.kernel))
+    got = kernels.conv2d(x, w, **case.geometry)
+    assert_both_round(got, y, taps, magnitude, f"y {case}")
+    gradients = kernels.conv2d_backward(dy, x, w, **case.geometry)
+    magnitudes = reference.conv2d_backward(*map(np.abs, (dy, x, w)), **case.geometry)
+    terms = (taps * case.filters // case.groups, int(np.prod(y.shape[:3])))
+    for mine, peer, count, magnitude in zip(gradients, (dx, dw.reshape(case.w)), terms, magnitudes):
+        assert_both_round(mine, peer, count, magnitude, f"gradient {case}")
+
+
 # --------------------------------------------------------------------------- the tutorial's network
 
 

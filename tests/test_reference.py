@@ -68,6 +68,22 @@ def test_max_pool2d_gradients(case):
     assert_gradient(lambda x: reference.max_pool2d(x, **case.geometry)[0], [x], [dx], dy)
 
 
+@pytest.mark.parametrize("case", small(POOL_CASES), ids=lambda c: c.name)
+def test_avg_pool2d_gradients(case):
+    x = reals("x", case.x).astype(float)
+    dy = reals("dy", reference.avg_pool2d(x, **case.geometry).shape).astype(float)
+    dx = reference.avg_pool2d_backward(dy, case.x, **case.geometry)
+    assert_gradient(lambda x: reference.avg_pool2d(x, **case.geometry), [x], [dx], dy)
+
+
+@pytest.mark.parametrize("padding", [1, 0, (2, 0), ((0, 3), (1, 2)), -1, ((-2, 1), (0, -1))])
+def test_pad2d_gradient(padding):
+    x = reals("x", (2, 4, 3, 2)).astype(float)
+    dy = reals("dy", reference.pad2d(x, padding).shape).astype(float)
+    dx = reference.pad2d_backward(dy, padding)
+    assert_gradient(lambda x: reference.pad2d(x, padding), [x], [dx], dy)
+
+
 @pytest.mark.parametrize("case", DENSE_CASES, ids=lambda c: c.name)
 def test_dense_gradients(case):
     x = reals("x", (case.batch, case.inputs)).astype(float)
@@ -202,6 +218,26 @@ def test_max_pool2d_edges():
     assert argmax.item() == 4 and y.item() == -inf
     with pytest.raises(ValueError, match="padding alone"):
         reference.max_pool2d(np.zeros((1, 4, 4, 1)), 2, 2, 2)
+
+
+def test_avg_pool2d_by_hand():
+    x = np.array([[1.0, 2.0, 6.0], [3.0, 4.0, 10.0]]).reshape(1, 2, 3, 1)
+    assert reference.avg_pool2d(x).reshape(-1).tolist() == [2.5]
+    # The window that sticks out divides by what lies inside.
+    assert reference.avg_pool2d(x, padding="same").reshape(-1).tolist() == [2.5, 8.0]
+    dx = reference.avg_pool2d_backward(
+        np.array([4.0, 2.0]).reshape(1, 1, 2, 1), x.shape, 2, 2, "same"
+    )
+    assert dx.reshape(2, 3).tolist() == [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+
+
+def test_pad2d_by_hand():
+    x = np.array([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 2, 2, 1)
+    y = reference.pad2d(x, ((1, 0), (0, 1)))
+    assert y.reshape(3, 3).tolist() == [[0, 0, 0], [1, 2, 0], [3, 4, 0]]
+    assert reference.pad2d(x, ((-1, 0), (1, -1))).reshape(-1).tolist() == [0, 3]
+    with pytest.raises(ValueError, match="nothing remains"):
+        reference.pad2d(x, -1)
 
 
 def test_integer_cases_are_exact_in_float32():

@@ -11,13 +11,17 @@ from cases import CONV_CASES
 from pyconv import Input, Sequential, backend, kernels
 from pyconv.layers import (
     Activation,
+    AveragePooling2D,
     BatchNormalization,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
+    GlobalAveragePooling2D,
     LeakyReLU,
     MaxPooling2D,
+    ZeroPadding2D,
 )
 
 THREADS = (1, 2, 3, 7)
@@ -50,6 +54,10 @@ def network():
             Conv2D(16, 1, strides=2),
             LeakyReLU(),
             Conv2D(8, 3, padding="same", activation="relu"),
+            ZeroPadding2D((1, 2)),
+            AveragePooling2D(2, padding="same"),
+            DepthwiseConv2D(3, padding="same", depth_multiplier=2, activation="relu"),
+            DepthwiseConv2D(2),
             Flatten(),
             Activation("relu"),
             Dense(40, activation="tanh"),
@@ -83,6 +91,13 @@ def test_equals_block_by_block(isa, mode):
             np.testing.assert_array_equal(
                 model.predict_on_batch(x), block_by_block(model, x), str((n, threads))
             )
+
+
+def test_means_of_whole_images(isa):
+    model = Sequential([Input((18, 17, 3)), Conv2D(24, 3), GlobalAveragePooling2D(), Dense(5)])
+    for n in BATCHES:
+        x = images(n)
+        np.testing.assert_array_equal(model.predict_on_batch(x), block_by_block(model, x), str(n))
 
 
 def test_same_bits_for_any_threads(isa):

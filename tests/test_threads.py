@@ -23,6 +23,8 @@ CONVS = {
     "stride2": ((5, 31, 32, 16), (5, 5, 16, 33), {"strides": 2, "padding": "same"}),
     "groups": ((5, 20, 20, 32), (3, 3, 8, 64), {"groups": 4}),
     "depthwise": ((5, 20, 20, 32), (3, 3, 1, 32), {"groups": 32, "padding": "same"}),
+    "depthwise_few_rows": ((1, 3, 20, 400), (3, 3, 1, 400), {"groups": 400, "padding": "same"}),
+    "depthwise_stride2": ((5, 31, 32, 33), (3, 3, 1, 33), {"groups": 33, "strides": 2}),
     "dilated": ((3, 20, 20, 16), (3, 3, 16, 16), {"dilation_rate": 2}),
 }
 
@@ -40,6 +42,17 @@ def run_pool(geometry):
     y, argmax = kernels.max_pool2d(x, **geometry)
     dy = reals("dy", y.shape)
     return [y, argmax, kernels.max_pool2d_backward(dy, argmax, x.shape, **geometry)]
+
+
+def run_average(shape, geometry):
+    x = reals("x", shape)
+    y = kernels.avg_pool2d(x, **geometry)
+    return [y, kernels.avg_pool2d_backward(reals("dy", y.shape), shape, **geometry)]
+
+
+def run_pad():
+    y = kernels.pad2d(reals("x", (5, 20, 30, 17)), 2)
+    return [y, kernels.pad2d_backward(y, 1)]
 
 
 def run_dense(batch):
@@ -86,6 +99,14 @@ RUNS = {
     **{f"conv2d_{name}": (run_conv, name) for name in CONVS},
     "max_pool2d": (run_pool, {}),
     "max_pool2d_overlapping": (run_pool, {"pool_size": 3, "strides": 2, "padding": "same"}),
+    "avg_pool2d": (run_average, (5, 40, 40, 33), {}),
+    "avg_pool2d_overlapping": (
+        run_average,
+        (5, 40, 40, 33),
+        {"pool_size": 3, "strides": 2, "padding": "same"},
+    ),
+    "avg_pool2d_of_an_image": (run_average, (1, 40, 40, 133), {"pool_size": 40}),
+    "pad2d": (run_pad,),
     "dense": (run_dense, 67),
     "dense_of_one": (run_dense, 1),
     "pointwise": (run_pointwise,),

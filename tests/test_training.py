@@ -13,7 +13,19 @@ import pyconv
 import reference
 from pyconv import losses, metrics, optimizers
 from pyconv.callbacks import Callback, History, Logs
-from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
+from pyconv.layers import (
+    Activation,
+    AveragePooling2D,
+    Conv2D,
+    Dense,
+    DepthwiseConv2D,
+    Dropout,
+    Flatten,
+    GlobalAveragePooling2D,
+    Input,
+    MaxPooling2D,
+    ZeroPadding2D,
+)
 from pyconv.models import Sequential
 from pyconv.utils import set_random_seed
 from recorder import Recorder
@@ -36,6 +48,115 @@ def dense_model(*, inputs=4, classes=3, dropout=0.0, optimizer="sgd"):
 
 def data(n=10):
     return reals(n, 4), one_hot(n)
+
+
+class TestMeansAndDepths:
+    """Average pooling, zero padding and depthwise convolution in one network, step by step."""
+
+    @staticmethod
+    def model():
+        model = Sequential(
+            [
+                Input((9, 8, 3)),
+                ZeroPadding2D(((0, 1), (0, 1))),
+                Conv2D(8, 3, strides=2, activation="relu"),
+                ZeroPadding2D(1),
+                DepthwiseConv2D(3, activation="relu"),
+                ZeroPadding2D((1, 2)),
+                AveragePooling2D(2, strides=1, padding="same"),
+                DepthwiseConv2D(3, padding="same", depth_multiplier=2, use_bias=False),
+                GlobalAveragePooling2D(),
+                Dense(3, activation="softmax"),
+            ]
+        )
+        model.compile(optimizers.SGD(0.0), "categorical_crossentropy")
+        # Small integers, whose sums up to the mean over 7 x 8 pixels are exact.
+        rng = np.random.default_rng(3)
+        model.set_weights([rng.integers(-2, 3, w.shape) for w in model.get_weights()])
+        return model
+
+    @staticmethod
+    def step(x, labels, weights):
+        """The gradients, in float64."""
+        w1, b1, w2, b2, w3, w4, b4 = (w.astype(np.float64) for w in weights)
+        w2, w3 = w2.reshape(3, 3, 1, 8), w3.reshape(3, 3, 1, 16)
+        first = {"strides": 2, "padding": ((0, 1), (0, 1)), "activation": "relu"}
+        second = {"padding": 1, "groups": 8, "activation": "relu"}
+        third = {"padding": "same", "groups": 8}
+        y1 = reference.conv2d(x, w1, b1, **first)
+        y2 = reference.conv2d(y1, w2, b2, **second)
+        padded = reference.pad2d(y2, (1, 2))
+        mean = reference.avg_pool2d(padded, 2, 1, "same")
+        y3 = reference.conv2d(mean, w3, None, **third)
+        features = y3.mean(axis=(1, 2))
+        logits = reference.dense(features, w4, b4)
+        dlogits = reference.softmax_cross_entropy(logits, labels)[2]
+        d_features, dw4, db4 = reference.dense_backward(dlogits, features, w4)
+        share = d_features[:, None, None] / (y3.shape[1] * y3.shape[2])
+        dy3 = np.broadcast_to(share, y3.shape)
+        d_mean, dw3, _ = reference.conv2d_backward(dy3, mean, w3, **third)
+        d_padded = reference.avg_pool2d_backward(d_mean, padded.shape, 2, 1, "same")
+        dy2 = reference.pad2d_backward(d_padded, (1, 2))
+        dy1, dw2, db2 = reference.conv2d_backward(dy2, y1, w2, **second, y=y2)
+        dw1, db1 = reference.conv2d_backward_weights(dy1, x, w1.shape, **first, y=y1)
+        dw2, dw3 = dw2.reshape(3, 3, 8, 1), dw3.reshape(3, 3, 8, 2)
+        return [dw1, db1, dw2, db2, dw3, dw4, db4]
+
+    def test_gradients(self, target):
+        model = self.model()
+        x = np.random.default_rng(4).integers(-2, 3, (4, 9, 8, 3)).astype(np.float32)
+        x /= 256  # or the softmax would be saturated, and its gradients 0
+        labels = one_hot(4)
+        model.train_on_batch(x, labels)
+        expected = self.step(x, labels, model.get_weights())
+        for got, want in zip(model.gradients, expected, strict=True):
+            # Sums of a few hundred terms: 1e-5 of the largest is a hundred roundings.
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+            assert np.abs(want).max() > 1e-6
+
+    def test_a_depthwise_layer_before_a_fused_pooling(self):
+        """The gradient of the two goes through both in one kernel."""
+        model = Sequential(
+            [
+                Input((9, 8, 3)),
+                ZeroPadding2D(1),
+                DepthwiseConv2D(3, depth_multiplier=2, activation="relu"),
+                ZeroPadding2D(1),
+                Conv2D(5, 3, activation="relu"),
+                MaxPooling2D(2),
+                Flatten(),
+                Dense(3, activation="softmax"),
+            ]
+        )
+        model.compile(optimizers.SGD(0.0), "categorical_crossentropy")
+        x, labels = reals(4, 9, 8, 3), one_hot(4)
+        model.train_on_batch(x, labels)
+        w1, b1, w2, b2, w3, b3 = (w.astype(np.float64) for w in model.get_weights())
+        first = {"padding": 1, "groups": 3, "activation": "relu"}
+        second = {"padding": 1, "activation": "relu"}
+        w1 = w1.reshape(3, 3, 1, 6)
+        y1 = reference.conv2d(x, w1, b1, **first)
+        y2 = reference.conv2d(y1, w2, b2, **second)
+        y3, argmax = reference.max_pool2d(y2)
+        flat = y3.reshape(4, -1)
+        dlogits = reference.softmax_cross_entropy(reference.dense(flat, w3, b3), labels)[2]
+        d_flat, dw3, db3 = reference.dense_backward(dlogits, flat, w3)
+        dy2 = reference.max_pool2d_backward(d_flat.reshape(y3.shape), argmax, y2.shape)
+        dy1, dw2, db2 = reference.conv2d_backward(dy2, y1, w2, **second, y=y2)
+        dw1, db1 = reference.conv2d_backward_weights(dy1, x, w1.shape, **first, y=y1)
+        expected = [dw1.reshape(3, 3, 3, 2), db1, dw2, db2, dw3, db3]
+        for got, want in zip(model.gradients, expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+    def test_learns(self):
+        set_random_seed(1)
+        model = self.model()
+        model = Sequential.from_config(model.get_config())
+        model.compile(optimizers.Adam(0.01), "categorical_crossentropy")
+        x = reals(24, 9, 8, 3)
+        labels = np.eye(3, dtype=np.float32)[x.mean(axis=(1, 2)).argmax(axis=-1)]
+        losses_ = model.fit(x, labels, epochs=60, verbose=0).history["loss"]
+        assert losses_[-1] < 0.5 * losses_[0]
 
 
 class TestGradients:

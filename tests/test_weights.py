@@ -377,11 +377,47 @@ class TestKeras:
         model.compile("adam", "categorical_crossentropy")
         return model
 
-    def compare(self, model, theirs):
+    def compare(self, model, theirs, shape=(5, 8, 8, 3)):
         assert_same(model, theirs)
-        x = np.random.default_rng(0).random((5, 8, 8, 3), np.float32)
+        x = np.random.default_rng(0).random(shape, np.float32)
         expected = theirs.predict(x, verbose=0)
         np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=0, atol=1e-6)
+
+    def test_means_and_depths(self, tmp_path):
+        """Layer by layer the same names, shapes and numbers, and files both ways."""
+        keras = pytest.importorskip("keras", exc_type=ImportError, reason="compares with Keras")
+        pytest.importorskip("h5py")
+
+        def made_of(module):
+            layers = module.layers
+            return module.Sequential(
+                [
+                    module.Input((9, 12, 4)),
+                    layers.ZeroPadding2D(((0, 1), (2, 3))),
+                    layers.DepthwiseConv2D(3, 2, depth_multiplier=2, activation="relu"),
+                    layers.AveragePooling2D((2, 3), strides=(1, 2), padding="same"),
+                    layers.DepthwiseConv2D(3, padding="same", use_bias=False),
+                    layers.AveragePooling2D(3, 2, padding="same"),
+                    layers.GlobalAveragePooling2D(keepdims=True),
+                    layers.GlobalAveragePooling2D(),
+                    layers.Dense(3, activation="softmax"),
+                ]
+            )
+
+        ours, theirs = made_of(pyconv), made_of(keras)
+        for mine, other in zip(ours.layers, theirs.layers, strict=True):
+            assert mine.name.rstrip("_0123456789") == other.name.rstrip("_0123456789")
+            config = other.get_config()
+            for key, value in mine.get_config().items():
+                if key not in ("name", "input_shape") and "initializer" not in key:
+                    assert np.array_equal(value, config[key]), (mine.name, key)
+        theirs.save_weights(tmp_path / "k.weights.h5")
+        ours.load_weights(tmp_path / "k.weights.h5")
+        self.compare(ours, theirs, (5, 9, 12, 4))
+        ours = made_of(pyconv)
+        ours.save_weights(tmp_path / "p.weights.h5")
+        theirs.load_weights(tmp_path / "p.weights.h5")
+        self.compare(ours, theirs, (5, 9, 12, 4))
 
     def test_theirs_into_ours(self, theirs, tmp_path):
         x = np.random.default_rng(0).random((6, 8, 8, 3), np.float32)

@@ -291,6 +291,45 @@ void max_pool2d_backward(const py::object& dy_, const py::object& argmax_, const
   Call()->max_pool2d_backward(s, dy.floats(), argmax.data(), dx.floats());
 }
 
+void avg_pool2d(const py::object& x_, const py::object& y_, const Pair& pool, const Pair& strides,
+                const Padding& padding) {
+  const Array x = input(x_, "x"), y = output(y_, "out");
+  const Pool2dShape s = pool2d_shape(x, pool, strides, padding);
+  y.require({s.n, s.oh, s.ow, s.c}, "that of the output");
+  require_apart({&y}, {&x});
+  Call()->avg_pool2d(s, x.floats(), y.floats());
+}
+
+void avg_pool2d_backward(const py::object& dy_, const py::object& dx_, const Pair& pool,
+                         const Pair& strides, const Padding& padding) {
+  const Array dy = input(dy_, "dy"), dx = output(dx_, "dx");
+  const Pool2dShape s = pool2d_shape(dx, pool, strides, padding);
+  dy.require({s.n, s.oh, s.ow, s.c}, "that of the output");
+  require_apart({&dx}, {&dy});
+  Call()->avg_pool2d_backward(s, dy.floats(), dx.floats());
+}
+
+void pad2d(const py::object& x_, const py::object& y_, const Padding& padding) {
+  const Array x = input(x_, "x"), y = output(y_, "out");
+  for (int64_t value : padding) require_range("padding", value, -largest_parameter);
+  x.require({any, any, any, any}, "(n, height, width, channels)");
+  Pad2dShape s{};
+  s.n = x.dim(0);
+  s.h = require_positive(x, 1, "row");
+  s.w = require_positive(x, 2, "column");
+  s.c = require_positive(x, 3, "channel");
+  s.pad_top = padding[0], s.pad_left = padding[2];
+  s.oh = s.h + padding[0] + padding[1], s.ow = s.w + padding[2] + padding[3];
+  if (s.oh < 1 || s.ow < 1) {
+    throw py::value_error("padding: expected at least one row and column to remain of the " +
+                          to_text({s.h, s.w}) +
+                          ". Received: " + to_text({padding.begin(), padding.end()}) + ".");
+  }
+  y.require({s.n, s.oh, s.ow, s.c}, "that of the output");
+  require_apart({&y}, {&x});
+  Call()->pad2d(s, x.floats(), y.floats());
+}
+
 // ---------------------------------------------------------------------------------------------
 
 void relu(const py::object& x_, const py::object& y_) {
@@ -708,6 +747,11 @@ PYBIND11_MODULE(PYCONV_MODULE, m) {
         arg("strides"), arg("padding"));
   m.def("max_pool2d_backward", operation(&max_pool2d_backward), arg("dy"), arg("argmax"), arg("dx"),
         arg("pool_size"), arg("strides"), arg("padding"));
+  m.def("avg_pool2d", operation(&avg_pool2d), arg("x"), arg("out"), arg("pool_size"),
+        arg("strides"), arg("padding"));
+  m.def("avg_pool2d_backward", operation(&avg_pool2d_backward), arg("dy"), arg("dx"),
+        arg("pool_size"), arg("strides"), arg("padding"));
+  m.def("pad2d", operation(&pad2d), arg("x"), arg("out"), arg("padding"));
   m.def("relu", operation(&relu), arg("x"), arg("out"));
   m.def("relu_backward", operation(&relu_backward), arg("dy"), arg("y"), arg("out"));
   m.def("activate", operation(&activate), arg("x"), arg("out"), arg("name"), arg("negative_slope"));

@@ -17,6 +17,8 @@ void conv2d(const Conv2dShape& s, Activation activation, const float* x, const f
             const float* b, float* y) {
   if (const int side = winograd_side(s, s.oh, s.ow); side > 0) {
     conv2d_winograd(side, s, activation, x, w, b, y);
+  } else if (depthwise_fits(s)) {
+    conv2d_depthwise(s, activation, x, w, b, y);
   } else {
     conv2d_direct(s, activation, x, w, b, y);
   }
@@ -26,6 +28,8 @@ void conv2d_backward_data(const Conv2dShape& s, Activation activation, const flo
                           const float* y, const float* w, float* dx) {
   if (const int side = winograd_side_backward_data(s); side > 0) {
     conv2d_winograd_backward_data(side, s, activation, dy, y, w, dx);
+  } else if (depthwise_fits(s)) {
+    conv2d_depthwise_backward_data(s, activation, dy, y, w, dx);
   } else {
     conv2d_direct_backward_data(s, activation, dy, y, w, dx);
   }
@@ -35,6 +39,8 @@ void conv2d_backward_weights(const Conv2dShape& s, Activation activation, const 
                              const float* y, const float* x, float* dw, float* db) {
   if (const int side = winograd_side_backward_weights(s); side > 0) {
     conv2d_winograd_backward_weights(side, s, activation, dy, y, x, dw, db);
+  } else if (depthwise_fits(s)) {
+    conv2d_depthwise_backward_weights(s, activation, dy, y, x, dw, db);
   } else {
     conv2d_direct_backward_weights(s, activation, dy, y, x, dw, db);
   }

@@ -60,6 +60,15 @@ void conv2d_first(const Conv2dShape& s, Activation activation, const float* x, c
 void conv2d_first_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
                                    const float* y, const float* x, float* dw, float* db);
 
+// conv2d_depthwise.cpp: as many groups as channels and filters.
+bool depthwise_fits(const Conv2dShape& s);
+void conv2d_depthwise(const Conv2dShape& s, Activation activation, const float* x, const float* w,
+                      const float* b, float* y);
+void conv2d_depthwise_backward_data(const Conv2dShape& s, Activation activation, const float* dy,
+                                    const float* y, const float* w, float* dx);
+void conv2d_depthwise_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
+                                       const float* y, const float* x, float* dw, float* db);
+
 // conv2d_winograd.cpp: 3x3 with strides, dilation and groups of 1.
 bool winograd_fits(const Conv2dShape& s);
 // The side of the tiles of outputs to use it with, 4 or 6, where it fits and is expected to be

@@ -107,6 +107,24 @@ static inline void parallel_ranges(int64_t size, int64_t piece, const Body& body
                [&](int64_t item, int) { body(item * piece, min((item + 1) * piece, size)); });
 }
 
+// body(row_begin, row_end, channel_begin, channel_end) over rows of pixels. Where the rows are too
+// few to go round, they are cut along the channels too, between cache lines. Elements are
+// independent, as above.
+template <class Body>
+static inline void parallel_rows(int64_t rows, int64_t channels, const Body& body) {
+  constexpr int64_t line = 16;
+  const int threads = num_threads();
+  const int64_t wanted = items_per_thread * threads, lines = ceil_div(channels, line);
+  const int64_t row_parts = min(rows, wanted);
+  const int64_t line_parts = min(lines, ceil_div(wanted, max(row_parts, 1)));
+  parallel_for(threads, row_parts * line_parts, [&](int64_t item, int) {
+    const int64_t row_part = item / line_parts, line_part = item % line_parts;
+    body(part_begin(rows, row_parts, row_part), part_begin(rows, row_parts, row_part + 1),
+         line * part_begin(lines, line_parts, line_part),
+         min(channels, line * part_begin(lines, line_parts, line_part + 1)));
+  });
+}
+
 // Cuts the calling thread's scratch memory into arrays. Sizes are collected first, since the memory
 // is one allocation.
 class Scratch {

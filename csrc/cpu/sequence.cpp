@@ -85,6 +85,34 @@ void record_max_pool2d(const Pool2dShape& s, const float* x, float* y, void*) {
                    x, y);
 }
 
+void record_avg_pool2d(const Pool2dShape& s, const float* x, float* y) {
+  Sequence::append(
+      {.in = s.n * s.h * s.w * s.c,
+       .out = s.n * s.oh * s.ow * s.c,
+       .bytes = 0,
+       .run =
+           [=](const Operations& operations, int64_t n, const float* from, float* to, uint8_t*) {
+             Pool2dShape shape = s;
+             shape.n *= n;
+             operations.avg_pool2d(shape, from, to);
+           }},
+      x, y);
+}
+
+void record_pad2d(const Pad2dShape& s, const float* x, float* y) {
+  Sequence::append(
+      {.in = s.n * s.h * s.w * s.c,
+       .out = s.n * s.oh * s.ow * s.c,
+       .bytes = 0,
+       .run =
+           [=](const Operations& operations, int64_t n, const float* from, float* to, uint8_t*) {
+             Pad2dShape shape = s;
+             shape.n *= n;
+             operations.pad2d(shape, from, to);
+           }},
+      x, y);
+}
+
 void record_relu(int64_t size, const float* x, float* y) {
   Sequence::append({.in = size,
                     .out = size,
@@ -147,6 +175,7 @@ const Operations& Sequence::recorder() {
     refuse(t.dense_backward_data);
     refuse(t.dense_backward_weights);
     refuse(t.max_pool2d_backward);
+    refuse(t.avg_pool2d_backward);
     refuse(t.relu_backward);
     refuse(t.activate_backward);
     refuse(t.dropout);
@@ -165,6 +194,8 @@ const Operations& Sequence::recorder() {
     t.conv2d_pool = record_conv2d_pool;
     t.dense = record_dense;
     t.max_pool2d = record_max_pool2d;
+    t.avg_pool2d = record_avg_pool2d;
+    t.pad2d = record_pad2d;
     t.relu = record_relu;
     t.activate = record_activate;
     t.batch_norm = record_batch_norm;

@@ -54,6 +54,10 @@ static inline vec mul(vec a, vec b) {
   return v;
 }
 // These round twice, as there may be no fused multiply-add.
+static inline vec div(vec a, vec b) {
+  for (int i = 0; i < lanes; ++i) a[i] /= b[i];
+  return a;
+}
 static inline vec fmadd(vec a, vec b, vec c) {
   vec v;
   for (int i = 0; i < lanes; ++i) v[i] = a[i] * b[i] + c[i];

@@ -8,6 +8,8 @@
 //   conv2d_pool_backward_weights  dw, db                                 overwrites dw, db
 //
 // The choice depends on the shape and the math mode, never on the device.
+#include <type_traits>
+
 #include "conv2d.cuh"
 
 namespace pyconv::cuda {
@@ -104,6 +106,10 @@ void forward(const Conv2dShape& s, const float* x, const float* w, const Out& ou
   }
 }
 
+// What is behind a fused pooling is not looked for among the depthwise kernels.
+template <class Source>
+constexpr bool is_pooled = std::is_same_v<Source, Pooled>;
+
 template <class Source>
 void backward_data(const Conv2dShape& s, const Source& dy, const float* w, float* dx) {
   if (tf32() && supports_tf32(s)) {
@@ -111,6 +117,9 @@ void backward_data(const Conv2dShape& s, const Source& dy, const float* w, float
   } else if (supports_gemm_backward_data(s)) {
     conv2d_gemm_backward_data(s, dy, w, dx);
   } else {
+    if constexpr (!is_pooled<Source>) {
+      if (supports_depthwise(s)) return conv2d_depthwise_backward_data(s, dy, w, dx);
+    }
     conv2d_direct_backward_data(s, dy, w, dx);
   }
 }
@@ -125,6 +134,9 @@ void backward_weights(const Conv2dShape& s, const Source& dy, const float* x, fl
   } else if (supports_gemm(s)) {
     conv2d_gemm_backward_weights(s, dy, x, dw, db);
   } else {
+    if constexpr (!is_pooled<Source>) {
+      if (supports_depthwise(s)) return conv2d_depthwise_backward_weights(s, dy, x, dw, db);
+    }
     conv2d_direct_backward_weights(s, dy, x, dw, db);
   }
 }
@@ -154,6 +166,12 @@ bool supports_tf32(const Conv2dShape& s) {
   return is_3x3(s) && s.c % 8 == 0 && s.oc % 8 == 0 && fits_32_bits(s);
 }
 
+bool supports_depthwise(const Conv2dShape& s) {
+  constexpr int64_t most_taps = 1 << 16;  // a grid has limits
+  return s.groups > 1 && s.groups == s.c && s.groups == s.oc && s.c % 4 == 0 &&
+         s.kh * s.kw <= most_taps && fits_32_bits(s);
+}
+
 Taps forward_taps(const Conv2dShape& s) {
   return {narrow(s.h),          narrow(s.w),         narrow(s.c),       narrow(s.oh),
           narrow(s.ow),         narrow(s.oc),        narrow(s.kh),      narrow(s.kw),
@@ -178,6 +196,8 @@ void conv2d(const Conv2dShape& s, Activation activation, const float* x_, const 
   const Output out{b, activation == Activation::relu, y};
   if (supports_first(s)) {
     conv2d_first(s, x, w, out);
+  } else if (supports_depthwise(s)) {
+    conv2d_depthwise(s, x, w, out);
   } else {
     forward(s, x, w, out);
   }

@@ -248,6 +248,8 @@ bool supports_gemm(const Conv2dShape& shape);
 bool supports_gemm_backward_data(const Conv2dShape& shape);
 bool supports_first(const Conv2dShape& shape);
 bool supports_tf32(const Conv2dShape& shape);
+// As many groups as channels and filters, in fours.
+bool supports_depthwise(const Conv2dShape& shape);
 
 Taps forward_taps(const Conv2dShape& shape);
 inline Plain plain_source(const Taps& t, const float* data) { return {data, t.h, t.w, t.c}; }
@@ -274,6 +276,12 @@ void conv2d_tf32_backward_weights(const Conv2dShape& shape, const Source& dy, co
 
 void conv2d_first(const Conv2dShape& shape, const float* x, const float* w, const Output& output);
 
+void conv2d_depthwise(const Conv2dShape& shape, const float* x, const float* w,
+                      const Output& output);
+template <class Source>
+void conv2d_depthwise_backward_data(const Conv2dShape& shape, const Source& dy, const float* w,
+                                    float* dx);
+
 void conv2d_direct(const Conv2dShape& shape, const float* x, const float* w, const Output& output);
 void conv2d_direct(const Conv2dShape& shape, const float* x, const float* w,
                    const PooledOutput& output);
@@ -292,6 +300,9 @@ void conv2d_gemm_backward_weights(const Conv2dShape& shape, const Source& dy, co
 template <class Source>
 void conv2d_first_backward_weights(const Conv2dShape& shape, const Source& dy, const float* x,
                                    float* dw, float* db);
+template <class Source>
+void conv2d_depthwise_backward_weights(const Conv2dShape& shape, const Source& dy, const float* x,
+                                       float* dw, float* db);
 template <class Source>
 void conv2d_direct_backward_weights(const Conv2dShape& shape, const Source& dy, const float* x,
                                     float* dw, float* db);

@@ -23,6 +23,10 @@ void dense_backward_weights(const DenseShape& shape, Activation activation, cons
 void max_pool2d(const Pool2dShape& shape, const float* x, float* y, void* argmax);
 void max_pool2d_backward(const Pool2dShape& shape, const float* dy, const void* argmax, float* dx);
 
+void avg_pool2d(const Pool2dShape& shape, const float* x, float* y);
+void avg_pool2d_backward(const Pool2dShape& shape, const float* dy, float* dx);
+void pad2d(const Pad2dShape& shape, const float* x, float* y);
+
 void relu(int64_t size, const float* x, float* y);
 void relu_backward(int64_t size, const float* dy, const float* y, float* dx);
 void activate(int64_t size, Pointwise function, float slope, const float* x, float* y);

@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyconv.layers.base import Input, Layer, Parameter
-from pyconv.layers.convolutional import Conv2D
+from pyconv.layers.convolutional import Conv2D, DepthwiseConv2D, ZeroPadding2D
 from pyconv.layers.core import Activation, Dense, Dropout, Flatten, LeakyReLU, ReLU, Softmax
 from pyconv.layers.normalization import BatchNormalization
-from pyconv.layers.pooling import MaxPooling2D
+from pyconv.layers.pooling import AveragePooling2D, GlobalAveragePooling2D, MaxPooling2D
 from pyconv.names import missing
 
 __all__ = [
     "Activation",
+    "AveragePooling2D",
     "BatchNormalization",
     "Conv2D",
     "Dense",
+    "DepthwiseConv2D",
     "Dropout",
     "Flatten",
+    "GlobalAveragePooling2D",
     "Input",
     "Layer",
     "LeakyReLU",
@@ -25,6 +28,7 @@ __all__ = [
     "Parameter",
     "ReLU",
     "Softmax",
+    "ZeroPadding2D",
     "deserialize",
     "serialize",
 ]
@@ -33,15 +37,19 @@ _LAYERS: dict[str, type[Layer]] = {
     layer.__name__: layer
     for layer in (
         Activation,
+        AveragePooling2D,
         BatchNormalization,
         Conv2D,
         Dense,
+        DepthwiseConv2D,
         Dropout,
         Flatten,
+        GlobalAveragePooling2D,
         LeakyReLU,
         MaxPooling2D,
         ReLU,
         Softmax,
+        ZeroPadding2D,
     )
 }
 

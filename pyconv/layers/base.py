@@ -27,6 +27,8 @@ _KERAS_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "bias_constraint": (None,),
     "bias_regularizer": (None,),
     "data_format": (None, "channels_last"),
+    "depthwise_constraint": (None,),
+    "depthwise_regularizer": (None,),
     "dtype": (None, "float32"),
     "gamma_constraint": (None,),
     "gamma_regularizer": (None,),
@@ -296,11 +298,13 @@ class Layer:
         kernel: tuple[int, ...],
         kernel_initializer: initializers.Initializer,
         bias_initializer: initializers.Initializer | None,
+        bias: int | None = None,
     ) -> None:
+        """A kernel of this shape, and a bias of that size, by default of the kernel's last axis."""
         rng = random.generator(random.next_seed())
         self._add_parameter("kernel", kernel, kernel_initializer, rng)
         if bias_initializer is not None:
-            self._add_parameter("bias", kernel[-1:], bias_initializer, rng)
+            self._add_parameter("bias", (bias or kernel[-1],), bias_initializer, rng)
 
     def _add_parameter(
         self,

@@ -50,6 +50,8 @@ KERAS_CONVS = (
 )
 KERAS_POOLS = ("pool2_same_odd", "pool2_same_stride1", "pool3_stride2_same", "pool3_stride1_same")
 KERAS_POOLS += ("pool_above_image_same_stride3", "stride_above_pool_same")
+KERAS_AVERAGES = (*KERAS_POOLS, "channels17", "pool3_stride2", "whole_image")
+KERAS_DEPTHWISE = ("depthwise3_x2", "depthwise16_x2", "depthwise_stride2_same", "depthwise5_x3")
 
 
 def leaf(array):
@@ -134,6 +136,32 @@ def keras_ops() -> dict[str, np.ndarray]:
             reals(f"{name} x", case.x), case.pool_size, case.strides, "same", "channels_last"
         )
         out[f"{name}/y"] = keras.ops.convert_to_numpy(y)
+
+    def keep(name, function, **inputs):
+        """The outputs, and the gradients with respect to the inputs."""
+        variables = {f"d{key}": tensorflow.Variable(value) for key, value in inputs.items()}
+        with tensorflow.GradientTape() as tape:
+            y = function(*variables.values())
+        dy = tensorflow.constant(reals(f"{name} dy", tuple(y.shape)))
+        out[f"{name}/y"] = y.numpy()
+        for key, gradient in tape.gradient(y, variables, dy).items():
+            out[f"{name}/{key}"] = gradient.numpy()
+
+    for case in named(POOL_CASES, KERAS_AVERAGES):
+        name = f"average {case.name}"
+        layer = keras.layers.AveragePooling2D(case.pool_size, case.strides, case.padding)
+        keep(name, layer, x=reals(f"{name} x", case.x))
+    for case in named(CONV_CASES, KERAS_DEPTHWISE):
+        name = f"depthwise {case.name}"
+        multiplier = case.filters // case.groups
+        pad = keras.layers.ZeroPadding2D(0 if case.padding == "same" else case.padding)
+        padding = "same" if case.padding == "same" else "valid"
+
+        def depthwise(x, w, strides=case.strides, pad=pad, padding=padding):
+            return keras.ops.depthwise_conv(pad(x), w, strides, padding, "channels_last")
+
+        w = reals(f"{name} w", case.w).reshape(*case.kernel, case.groups, multiplier)
+        keep(name, depthwise, x=reals(f"{name} x", case.x), w=w)
     return out
 
 
