@@ -224,6 +224,17 @@ def test_a_channel_of_equal_values(target):
     assert_same(inverse, np.full(3, 2.0, np.float32))
 
 
+def test_a_variance_is_never_negative(target):
+    """Where a mean of equal values rounds."""
+    for value in (0.1, 1e-3, 123456.7):
+        x = np.full((700, 5), value, np.float32)
+        moving = np.full((2, 5), -1.0, np.float32)
+        _, mean, inverse = kernels.batch_norm_training(x, None, None, *moving, 0.0, 1e-12)
+        assert (moving[1] >= 0).all()
+        assert_within(mean, x[0].astype(float), UNIT_ROUNDOFF * value, "mean")
+        assert np.isfinite(inverse).all()
+
+
 def test_an_empty_batch(target):
     x, channel = np.zeros((0, 4, 3), np.float32), np.ones(3, np.float32)
     assert kernels.batch_norm(x, channel, channel, channel, channel).shape == x.shape

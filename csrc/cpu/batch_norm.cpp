@@ -133,7 +133,8 @@ void moments(int64_t rows, int64_t c, int64_t begin, int64_t end, const float* x
   for (int64_t i = begin; i < end; ++i) {
     const double off = rest[i] / n;
     mean[i] = center[i] + off;
-    squares[i] = square[i] - rest[i] * off;
+    const double around = square[i] - rest[i] * off;
+    squares[i] = around < 0.0 ? 0.0 : around;  // roundings of equal values; NaN stays NaN
   }
 }
 

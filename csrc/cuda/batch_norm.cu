@@ -130,7 +130,9 @@ __global__ void __launch_bounds__(threads)
     squares += chunk_squares + (2.0 * off + static_cast<double>(n) * gap) * gap;
   }
   const double off = total / static_cast<double>(s.end() - s.begin());
-  write_partial(s, partial, pivot + off, squares - total * off);
+  const double around = squares - total * off;
+  // Below 0 by the roundings of equal values; NaN stays NaN.
+  write_partial(s, partial, pivot + off, around < 0.0 ? 0.0 : around);
 }
 
 __global__ void __launch_bounds__(threads)
