@@ -606,7 +606,7 @@ class TestDamage:
             header["optimizer/velocity"].update(shape=[2, (end - start) // 8])
 
         self.change(backup, change)
-        self.refused(backup, "slots are not flat arrays of the weights' size")
+        self.refused(backup, "slots are not flat arrays of one size")
 
     def test_a_folder(self, backup):
         backup.path.unlink()
