@@ -219,10 +219,10 @@ def restore(checkpoint: Checkpoint, model: Sequential, settings: Mapping[str, An
     with _reporting_damage(path):
         if slots and set(slots) != set(optimizer.slot_names):
             raise ValueError(f"it has the optimizer's slots {', '.join(sorted(slots))}")
-        if len({slot.shape for slot in slots.values()}) > 1 or any(
-            slot.ndim != 1 or slot.size < model.count_params() for slot in slots.values()
-        ):
-            raise ValueError("the optimizer's slots are not flat arrays of the weights' size")
+        # Whether they are of the weights' size, the optimizer finds out itself.
+        shapes = {shape for slot in slots.values() for shape in (slot.shape, (slot.size,))}
+        if len(shapes) > 1:
+            raise ValueError("the optimizer's slots are not flat arrays of one size")
         iterations, step = _count(found["optimizer"]["iterations"]), _count(found["step"])
         rate = found["optimizer"]["learning_rate"]
         rate = None if rate is None else float(rate)
