@@ -42,6 +42,14 @@ static inline __m128i emulated_maskz_cvtepi32_epi8(__mmask16, __m512i v) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
 }
 
+static inline __m512i emulated_maskz_cvtepu8_epi32(__mmask16, __m128i v) {
+  uint8_t bytes[16];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes), v);
+  int32_t words[16];
+  for (int i = 0; i < 16; ++i) words[i] = bytes[i];
+  return simde_mm512_loadu_si512(words);
+}
+
 static inline __m512i emulated_maskz_srli_epi64(__mmask8, __m512i v, unsigned count) {
   return simde_mm512_srli_epi64(v, count);
 }
@@ -60,6 +68,7 @@ static inline __m512i emulated_maskz_slli_epi32(__mmask16, __m512i v, unsigned c
 #define _mm512_mask_storeu_ps emulated_mask_storeu_ps
 #define _mm512_maskz_cvttps_epi32 emulated_maskz_cvttps_epi32
 #define _mm512_maskz_cvtepi32_epi8 emulated_maskz_cvtepi32_epi8
+#define _mm512_maskz_cvtepu8_epi32 emulated_maskz_cvtepu8_epi32
 #define _mm512_maskz_srli_epi64 emulated_maskz_srli_epi64
 #define _mm512_maskz_slli_epi64 emulated_maskz_slli_epi64
 #define _mm512_maskz_slli_epi32 emulated_maskz_slli_epi32
