@@ -287,7 +287,6 @@ def bench(
             "device": device,
             "threads": options.setting.threads,
             "isa": isa or pyconv.isa(),
-            "limited_to": limit,
             "tf32": tf32,
             "rounds": rounds,
             "seconds": {task: options.turn(task) for task in wanted},

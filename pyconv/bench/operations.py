@@ -300,8 +300,9 @@ def pyconv_calls(layer: Layer, name: str, batch: int, setting: Setting) -> Itera
     pyconv.set_num_threads(setting.threads)
     if setting.tf32:
         pyconv.set_math_mode("tf32")
-    function, results = _pyconv_pass(layer, name, batch)
     device = backend.current()
+    with device.running():
+        function, results = _pyconv_pass(layer, name, batch)
 
     def outputs() -> list[Any]:
         with device.running():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Mapping
@@ -95,15 +96,24 @@ def _bars(axes: Any, bars: Mapping[str, Mapping[str, float]]) -> None:
     for row in bars.values():
         heights.append(place + (len(row) - 1) / 2)
         for peer in (peer for peer in peers if peer in row):
-            drawn = axes.barh(place, row[peer], color=f"C{peers.index(peer)}")
+            # From 1 on, so that a slower pyconv shows as a bar to the left.
+            drawn = axes.barh(place, row[peer] - 1, left=1, color=f"C{peers.index(peer)}")
             axes.bar_label(drawn, [f"{row[peer]:.2f}"], padding=2, fontsize=7)
             place += 1
         place += 0.7
     for index, peer in enumerate(peers):
-        axes.barh(0, 0, color=f"C{index}", label=CONTESTANTS[peer].title)
+        axes.barh(0, 0, left=1, color=f"C{index}", label=CONTESTANTS[peer].title)
     axes.axvline(1, color="#455a64", linewidth=1)
     axes.set_yticks(heights, bars, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("times as fast as the peer")
+    axes.set(xscale="log", xlabel="times as fast as the peer")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}" if _decades(bars) < 1.5 else "")
+    axes.tick_params(axis="x", which="both", labelsize=7)
     axes.legend(fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _decades(bars: Mapping[str, Mapping[str, float]]) -> float:
+    values = [1.0, *(value for row in bars.values() for value in row.values())]
+    return math.log10(max(values) / min(values))

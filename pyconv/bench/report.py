@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,14 +133,19 @@ def warning(found: Mapping[str, Any], cases: int) -> str:
 
 def differences(old: Report, new: Report) -> list[str]:
     """Why times of two reports say nothing about the code between them; empty if they do."""
-    found = []
-    for part in ("machine", "settings"):
-        names = sorted({*old[part], *new[part]} - {"rounds", "patience"})
-        for name in names:
-            before, after = old[part].get(name), new[part].get(name)
-            if before != after:
-                found.append(f"{name} was {before!r} and is {after!r}")
-    return found
+    before, after = ({**report["machine"], **report["settings"]} for report in (old, new))
+    for values in (before, after):
+        for name in ("rounds", "patience"):  # on which times do not depend
+            values.pop(name, None)
+    # How long a turn lasts, of the tasks that both have.
+    lengths, others = before.pop("seconds"), after.pop("seconds")
+    for task in lengths.keys() & others.keys():
+        before[f"seconds of {task}"], after[f"seconds of {task}"] = lengths[task], others[task]
+    return [
+        f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
 
 
 def change(old: Sequence[float], new: Sequence[float]) -> str | None:
@@ -166,44 +172,54 @@ def change(old: Sequence[float], new: Sequence[float]) -> str | None:
 
 
 def changes(old: Report, new: Report) -> dict[str, dict[str, Any]]:
-    """pyconv's cases that both reports have: by `key`, "change" and "ratio" of the new median rate
-    to the old one.
+    """pyconv's cases that both reports have.
+
+    Returns:
+        By `key`: "change" as `change` says, or "noisy" where other processes took more than NOISY
+        of the processors in either run, and "ratio", of the new median rate to the old one.
 
     Raises:
-        ValueError: if they have none in common, or a case has too few rounds.
+        ValueError: if they have none in common that can be judged, or one has too few rounds.
     """
     before, after = (
         {
-            key(case): case["contestants"][OURS]["rates"]
+            key(case): case["contestants"][OURS]
             for case in report["cases"]
             if OURS in case["contestants"]
         }
         for report in (old, new)
     )
-    common = [name for name in after if name in before]
-    if not common:
-        raise ValueError("the two reports have no case in common")
-    return {
-        name: {
-            "change": change(before[name], after[name]),
-            "ratio": statistics.median(after[name]) / statistics.median(before[name]),
+    found = {}
+    for name in (name for name in after if name in before):
+        rows = before[name], after[name]
+        busy = any((row["others"] or 0.0) > NOISY for row in rows)
+        found[name] = {
+            "change": "noisy" if busy else change(*(row["rates"] for row in rows)),
+            "ratio": rows[1]["median"] / rows[0]["median"],
         }
-        for name in common
-    }
+    if not found:
+        raise ValueError("the two reports have no case in common")
+    if all(row["change"] == "noisy" for row in found.values()):
+        raise ValueError(
+            f"other processes took more than {NOISY:.0%} of the processors in one run or the other "
+            "during every case, so that nothing can be compared. Repeat it on a quiet machine, or "
+            "with --patience"
+        )
+    return found
 
 
 def print_changes(old: Report, new: Report) -> bool:
     """Prints what has changed beyond noise; returns whether something became slower."""
     found = changes(old, new)
-    counts = {what: 0 for what in ("slower", "faster", None)}
+    counts = Counter(row["change"] for row in found.values())
     print(f"\nCompared with pyconv {old['pyconv']}, {len(found)} cases:")
     for name, row in found.items():
-        counts[row["change"]] += 1
         if row["change"]:
             print(f"  {row['change']:8}{row['ratio']:6.2f} x  {name}")
     print(
         f"{counts['slower']} slower, {counts['faster']} faster, {counts[None]} within noise or "
-        f"{LEAST_CHANGE:.0%}; {len(old['cases']) - len(found)} only in the old report, "
+        f"{LEAST_CHANGE:.0%}, {counts['noisy']} not judged, as other processes were busy; "
+        f"{len(old['cases']) - len(found)} only in the old report, "
         f"{len(new['cases']) - len(found)} only in the new one"
     )
     return counts["slower"] > 0

@@ -11,7 +11,8 @@ requests, one JSON object a line, and answers each with one line:
         or {"left_out": why it has no such kernel}
     {"do": "run", "seconds": 1.0}
         -> {"images": ..., "seconds": ..., "others": the share of the processors that other
-            processes took, or null if that is unknown}; of a kernel "seconds" is the median time of a call
+            processes took, or null if that is unknown}; of a kernel "images" is one batch and
+            "seconds" the median time of a call
     {"do": "ceilings"}                                      -> see ceilings.py
     {"do": "memory", "images": 50000, "test_images": 10000} -> see memory.py
     {"do": "stop"}                                          -> nothing: the process ends
