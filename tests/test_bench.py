@@ -472,6 +472,14 @@ def test_other_machines_and_settings_are_told_apart():
     assert "'abacus'" in report.differences(old, other)[0]
 
 
+def test_speedups_of_all_networks_are_counted():
+    rows = made({"c1": [8.0] * 5, "c2": [2.0] * 5})["cases"]
+    rows.append({**rows[1], "network": "lenet"})
+    assert kernels.speedups(rows, ["torch", "openvino"]) == [
+        "speed-ups over PyTorch: geometric mean 3.17, least 2.00 (c2 forward), 3 cases"
+    ]
+
+
 def test_noise_is_reported():
     quiet = made({"c1": [100.0, 101, 102, 103, 104]})
     assert report.warning(report.noise(quiet), 1) == ""

@@ -191,18 +191,16 @@ def speedups(rows: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> list[st
     """A line a peer about how many times as fast as it pyconv is."""
     lines = []
     for peer in peers:
-        ratios = {
-            f"{row['layer']} {row['pass']}": row["contestants"][peer]["ratio"]["by_round"]
+        compared = [
+            (row["contestants"][peer]["ratio"]["by_round"], f"{row['layer']} {row['pass']}")
             for row in rows
             if peer in row["contestants"]
-        }
-        if ratios:
-            mean, least = (
-                statistics.geometric_mean(ratios.values()),
-                min(ratios, key=lambda case: ratios[case]),
-            )
+        ]
+        if compared:
+            mean = statistics.geometric_mean(ratio for ratio, _ in compared)
+            least, case = min(compared)
             lines.append(
                 f"speed-ups over {CONTESTANTS[peer].title}: geometric mean {mean:.2f}, least "
-                f"{ratios[least]:.2f} ({least}), {len(ratios)} cases"
+                f"{least:.2f} ({case}), {len(compared)} cases"
             )
     return lines

@@ -165,7 +165,7 @@ class Worker:
         others, available = None, elapsed * (os.cpu_count() or 1)
         after = busy_seconds()
         if busy is not None and after is not None and available >= TICKS / ticks_a_second():
-            others = max(0.0, after - busy - own) / available
+            others = min(1.0, max(0.0, after - busy - own) / available)  # ticks are coarse
         return {"images": images, "seconds": taken, "others": others}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
