@@ -71,7 +71,8 @@ def _roofline(axes: Any, points: list[dict[str, Any]], report: Mapping[str, Any]
         if None not in values:
             peak = statistics.median(values) / 1e9
             label = f"{titles[name]}: {peak:,.0f} GFLOP/s, {bandwidth:,.0f} GB/s"
-            axes.plot(x, np.minimum(peak, x * bandwidth), style, color="#455a64", label=label)
+            at = np.sort([*x, np.clip(peak / bandwidth, x[0], x[-1])])  # with the ridge
+            axes.plot(at, np.minimum(peak, at * bandwidth), style, color="#455a64", label=label)
     for index, name in enumerate(dict.fromkeys(case["pass"] for case in points)):
         for kind, marker in MARKERS.items():
             own = [case for case in points if (case["pass"], case["kind"]) == (name, kind)]
