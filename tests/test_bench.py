@@ -103,6 +103,7 @@ def test_spread_and_the_fastest_peer():
         ("--tf32", "only with --device cuda"),
         ("--peers-python /no/such/python", "not a Python interpreter"),
         ("--compare /no/such/report.json", "does not exist"),
+        ("--plot /no/such/folder/a.png", "there is no folder /no/such/folder"),
     ],
 )
 def test_bad_arguments_are_explained(arguments, message, capsys):

@@ -278,9 +278,13 @@ def bench(
         found = interpreters(names, pythons)
     except ValueError as error:
         raise click.UsageError(f"--peers-python: {error}") from error
+    # Rather now than when all is measured.
+    for file in (json_file, markdown_file, plot_file):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise click.UsageError(f"{file}: there is no folder {file.absolute().parent}")
     if plot_file is not None:
         with extra("plot", "--plot needs matplotlib"):
-            import matplotlib.figure  # noqa: F401, since what is measured would be lost without it
+            import matplotlib.figure  # noqa: F401
 
     result = report.new(
         {
@@ -323,7 +327,8 @@ def bench(
                 )
                 training.print_comparison(case)
                 result["cases"].append(case)
-    print(f"\n{_versions(result)}")
+    if result["cases"]:
+        print(f"\n{_versions(result)}")
     result["noise"] = report.noise(result)
     if text := report.warning(result["noise"], len(result["cases"])):
         print(text)
