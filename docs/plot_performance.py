@@ -2,8 +2,8 @@
 
     python docs/plot_performance.py
 
-The figures in docs/performance/avx512.csv are the medians of a run of benchmarks/training.py;
-docs/performance.md says on which machine, with which versions and spreads.
+The figures in docs/performance/avx512.csv are the medians of a run of `pyconv bench training
+inference`; docs/performance.md says on which machine, with which versions and spreads.
 """
 
 import csv

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pyconv
+from pyconv.bench.command import bench
 from pyconv.datasets import DataNotFoundError, cifar10, data_dir, mnist, shapes
 from pyconv.utils import set_random_seed, to_categorical
 
@@ -374,6 +375,9 @@ def info() -> None:
     for name, value in lines.items():
         click.echo(f"{name + ':':<{width}}{value}")
     _echo_kernels()
+
+
+main.add_command(bench)
 
 
 def _set_threads(threads: int | None) -> None:

@@ -22,6 +22,8 @@ import pyconv
 import reference
 from cases import CONV_CASES, integers
 from pyconv import backend, kernels, losses, metrics, optimizers
+from pyconv.bench import operations
+from pyconv.bench.contestants import Setting
 from pyconv.callbacks import Callback
 from pyconv.layers import (
     Activation,
@@ -1199,3 +1201,34 @@ def test_convolution_of_integers_is_exact_on_a_real_device(case):
     reference.assert_same(cupy.asnumpy(y), expected, str(case))
     for mine, theirs in zip(kernels.conv2d_backward(*on_device, **case.geometry), gradients):
         reference.assert_same(cupy.asnumpy(mine), theirs, str(case))
+
+
+# Benchmarks
+
+
+def test_benchmarks_time_graphs_of_kernels(cuda, monkeypatch):
+    """What they compute is what they compute on the CPU, whichever stream it runs on."""
+
+    class Event:
+        def record(self) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            backend.current().stream.synchronize()
+
+    events = sys.modules["cupy"].cuda
+    monkeypatch.setattr(events, "Event", Event, raising=False)
+    monkeypatch.setattr(events, "get_elapsed_time", lambda start, end: 40.0, raising=False)
+    setting = Setting(1, device="cuda")
+    for layer in operations.NETWORKS["tutorial"]:
+        for name in layer.passes:
+            launched = cuda.launches.count("graph")
+            (call,) = operations.pyconv_calls(layer, name, 1, setting)
+            assert call.seconds(0) == 40e-3 / operations.GRAPH
+            assert cuda.launches.count("graph") == launched + 4  # the first one is not timed
+            found = operations.digest(call)
+            pyconv.set_device("cpu")
+            (call,) = operations.pyconv_calls(layer, name, 1, setting)
+            expected = operations.digest(call)
+            pyconv.set_device("cuda")
+            assert found == expected

@@ -1,4 +1,4 @@
-"""How each framework trains the network and infers with it, in its best form.
+"""Who takes part: how each framework trains the network and infers with it, in its best form.
 
 This module also runs in interpreters without pyconv: only the standard library, NumPy and, within
 the functions, the framework itself.
@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from . import networks
+from . import networks, operations
 from .networks import Floats
 
-TRAINING, INFERENCE = "training", "inference"
-TASKS = (TRAINING, INFERENCE)
+KERNELS, TRAINING, INFERENCE = "kernels", "training", "inference"
+TASKS = (TRAINING, INFERENCE)  # of whole networks
 CPU, CUDA = "cpu", "cuda"
 DEVICES = (CPU, CUDA)
 
@@ -74,7 +74,9 @@ class Contestant:
         title: for people.
         modules: what must be importable, and whose versions are reported.
         modes: (task, batch, setting) -> the modes, made one by one when asked for.
-        tasks: what it can do.
+        tasks: what it can do with the whole network.
+        kernels: (layer, pass, batch, setting) -> the ways to compute a pass alone; None if it has
+            none.
         devices: on what it can.
         environment: variables that must be set before the process starts.
         avx2: variables that keep it to AVX2; None if nothing does.
@@ -84,9 +86,16 @@ class Contestant:
     modules: tuple[str, ...]
     modes: Callable[[str, int, Setting], Iterator[Mode]]
     tasks: tuple[str, ...] = TASKS
+    kernels: Callable[[operations.Layer, str, int, Setting], Iterator[operations.Call]] | None = (
+        None
+    )
     devices: tuple[str, ...] = (CPU,)
     environment: dict[str, str] = field(default_factory=dict)
     avx2: dict[str, str] | None = None
+
+    def does(self, task: str) -> bool:
+        """Whether it takes part in a task, KERNELS or one of TASKS."""
+        return self.kernels is not None if task == KERNELS else task in self.tasks
 
     def versions(self) -> dict[str, str]:
         """The versions of its modules, which must be importable."""
@@ -289,10 +298,7 @@ def _keras_tensorflow(task: str, batch: int, setting: Setting) -> Iterator[Mode]
     import keras
     import tensorflow as tf
 
-    threads = setting.threads
-    if tf.config.threading.get_intra_op_parallelism_threads() != threads:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    networks.tensorflow_threads(tf, setting.threads)
     x, y = (tf.constant(array) for array in networks.data(batch))
     initial = networks.weights()
 
@@ -506,11 +512,16 @@ CONTESTANTS = {
         "pyconv",
         ("pyconv",),
         _pyconv,
+        kernels=operations.pyconv_calls,
         devices=DEVICES,
-        avx2={"PYCONV_FORCE_ISA": "avx2"},
     ),
     "torch": Contestant(
-        "PyTorch", ("torch",), _torch_eager(False), devices=DEVICES, avx2=_TORCH_AVX2
+        "PyTorch",
+        ("torch",),
+        _torch_eager(False),
+        kernels=operations.torch_calls,
+        devices=DEVICES,
+        avx2=_TORCH_AVX2,
     ),
     "torch-channels-last": Contestant(
         "PyTorch channels_last", ("torch",), _torch_eager(True), devices=DEVICES, avx2=_TORCH_AVX2
@@ -527,6 +538,7 @@ CONTESTANTS = {
         "Keras on TensorFlow",
         ("keras", "tensorflow"),
         _keras_tensorflow,
+        kernels=operations.tensorflow_calls,
         environment={"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2"},
         avx2={"ONEDNN_MAX_CPU_ISA": "AVX2", **_XLA_AVX2},
     ),
@@ -534,14 +546,25 @@ CONTESTANTS = {
         "Keras on JAX",
         ("keras", "jax"),
         _keras_jax,
+        kernels=operations.jax_calls,
         devices=DEVICES,
         environment={"KERAS_BACKEND": "jax", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         avx2=_XLA_AVX2,
     ),
     "onnxruntime": Contestant(
-        "ONNX Runtime", ("onnxruntime", "onnx"), _onnxruntime, tasks=(INFERENCE,)
+        "ONNX Runtime",
+        ("onnxruntime", "onnx"),
+        _onnxruntime,
+        tasks=(INFERENCE,),
+        kernels=operations.onnxruntime_calls,
     ),
     "openvino": Contestant("OpenVINO", ("openvino", "onnx"), _openvino, tasks=(INFERENCE,)),
+}
+OURS = "pyconv"
+# What a peer's name stands for: several ways that must not share a process.
+PEERS = {
+    "torch": ("torch", "torch-channels-last", "torch-compile"),
+    **{name: (name,) for name in CONTESTANTS if not name.startswith(("torch", OURS))},
 }
 
 
@@ -554,7 +577,11 @@ def environment(name: str, setting: Setting) -> dict[str, str]:
     contestant = CONTESTANTS[name]
     if setting.device not in contestant.devices:
         raise ValueError(f"{contestant.title} has no contestant for {setting.device}")
-    limits = {None: {}, "avx2": contestant.avx2}.get(setting.isa)
+    limits: dict[str, str] | None = {}
+    if setting.isa is not None:
+        limits = {"avx2": contestant.avx2}.get(setting.isa)
+        if name == OURS:
+            limits = {"PYCONV_FORCE_ISA": setting.isa}
     if limits is None:
         raise ValueError(f"nothing limits {contestant.title} to {setting.isa}")
     common = {

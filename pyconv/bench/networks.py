@@ -78,3 +78,10 @@ def layers(keras: Any) -> Any:
     model.add(keras.layers.Dropout(DENSE_DROPOUT))
     model.add(keras.layers.Dense(CLASSES, activation="softmax"))
     return model
+
+
+def tensorflow_threads(tf: Any, threads: int) -> None:
+    """Limits TensorFlow's threads, which it takes only before it computes anything."""
+    if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)

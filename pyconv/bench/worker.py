@@ -6,9 +6,14 @@ requests, one JSON object a line, and answers each with one line:
     {"do": "prepare", "task": "training", "batch": 256}
         -> {"mode": ..., "candidates": {mode: images/s}, "parameters": ..., "outputs": [[...], ...],
             "versions": {...}}
+    {"do": "prepare_kernel", "layer": {...}, "name": "forward", "batch": 256, "seconds": 0.1}
+        -> {"mode": ..., "candidates": {mode: images/s}, "digest": ..., "versions": {...}}
+        or {"left_out": why it has no such kernel}
     {"do": "run", "seconds": 1.0}
         -> {"images": ..., "seconds": ..., "others": the share of the processors that other
-            processes took, or null}
+            processes took, or null if that is unknown}; of a kernel "images" is one batch and
+            "seconds" the median time of a call
+    {"do": "ceilings"}                                      -> see ceilings.py
     {"do": "memory", "images": 50000, "test_images": 10000} -> see memory.py
     {"do": "stop"}                                          -> nothing: the process ends
 
@@ -30,6 +35,7 @@ from typing import Any
 
 TRIALS, TRIAL = 3, 0.3  # how often a mode may show that it is the fastest, and for how many seconds
 CHECKED = 16  # images whose outputs are compared
+TICKS = 20  # of the kernel's clock that a turn must hold to see what others took, to 1 / TICKS
 CHUNK = 32  # training steps before the weights are initial again
 
 
@@ -72,6 +78,22 @@ def measure(mode: Any, seconds: float) -> tuple[int, float]:
     return count, total
 
 
+def turn_of(mode: Any, batch: int) -> Callable[[float], tuple[int, float]]:
+    def turn(seconds: float) -> tuple[int, float]:
+        count, taken = measure(mode, seconds)
+        return count * batch, taken
+
+    return turn
+
+
+def turn_of_kernel(call: Any, batch: int) -> Callable[[float], tuple[int, float]]:
+    return lambda seconds: (batch, call.seconds(seconds))
+
+
+def ticks_a_second() -> int:
+    return os.sysconf("SC_CLK_TCK")
+
+
 def busy_seconds() -> float | None:
     """What all processes have had of the processors, and the hypervisor has withheld, so far."""
     try:
@@ -81,7 +103,7 @@ def busy_seconds() -> float | None:
     except OSError:
         return None
     user, nice, system, _idle, _iowait, irq, softirq, steal = fields[:8]
-    return float(user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return float(user + nice + system + irq + softirq + steal) / ticks_a_second()
 
 
 def own_seconds() -> float:
@@ -93,14 +115,16 @@ class Worker:
     """Answers requests for one contestant."""
 
     def __init__(self, name: str, setting: dict[str, Any]) -> None:
-        self.contestants, self.memory = siblings("contestants", "memory")
+        self.contestants, self.memory, self.ceilings, self.operations = siblings(
+            "contestants", "memory", "ceilings", "operations"
+        )
         self.name, self.setting = name, self.contestants.Setting(**setting)
         self.contestant = self.contestants.CONTESTANTS[name]
-        self.mode: Any = None
-        self.batch = 0
+        # Works for at least so many seconds; returns how many images, and the seconds they took.
+        self.turn: Callable[[float], tuple[int, float]] | None = None
 
     def prepare(self, task: str, batch: int) -> dict[str, Any]:
-        self.mode, self.batch = None, batch
+        self.turn, best = None, {}
         candidates: dict[str, float] = {}
         for mode in self.contestant.modes(task, batch, self.setting):
             outputs = mode.outputs()[:CHECKED].tolist()
@@ -110,32 +134,54 @@ class Worker:
             measured = [measure(mode, TRIAL) for _ in range(TRIALS)]
             candidates[mode.name] = max(count * batch / seconds for count, seconds in measured)
             if candidates[mode.name] == max(candidates.values()):
-                self.mode, best = mode, outputs
-        return {
-            "mode": self.mode.name,
-            "candidates": candidates,
-            "parameters": self.mode.parameters,
-            "outputs": best,
-            "versions": self.contestant.versions(),
-        }
+                self.turn = turn_of(mode, batch)
+                best = {"mode": mode.name, "parameters": mode.parameters, "outputs": outputs}
+        return {**best, "candidates": candidates, "versions": self.contestant.versions()}
+
+    def prepare_kernel(
+        self, layer: dict[str, Any], name: str, batch: int, seconds: float
+    ) -> dict[str, Any]:
+        self.turn, best = None, {}
+        candidates: dict[str, float] = {}
+        what = self.operations.Layer(**layer)
+        try:
+            for call in self.contestant.kernels(what, name, batch, self.setting):
+                digest = self.operations.digest(call)
+                call.seconds(0)
+                candidates[call.name] = batch / call.seconds(seconds)
+                if candidates[call.name] == max(candidates.values()):
+                    self.turn = turn_of_kernel(call, batch)
+                    best = {"mode": call.name, "digest": digest}
+        except self.operations.NotOffered as error:
+            return {"left_out": str(error)}
+        return {**best, "candidates": candidates, "versions": self.contestant.versions()}
 
     def run(self, seconds: float) -> dict[str, Any]:
+        if self.turn is None:
+            raise ValueError("nothing is prepared")
         busy, own, start = busy_seconds(), own_seconds(), time.perf_counter()
-        count, taken = measure(self.mode, seconds)
+        images, taken = self.turn(seconds)
         elapsed, own = time.perf_counter() - start, own_seconds() - own
-        others = None
-        if busy is not None and (after := busy_seconds()) is not None:
-            others = max(0.0, after - busy - own) / (elapsed * (os.cpu_count() or 1))
-        return {"images": count * self.batch, "seconds": taken, "others": others}
+        others, available = None, elapsed * (os.cpu_count() or 1)
+        after = busy_seconds()
+        if busy is not None and after is not None and available >= TICKS / ticks_a_second():
+            others = min(1.0, max(0.0, after - busy - own) / available)  # ticks are coarse
+        return {"images": images, "seconds": taken, "others": others}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         what = request.pop("do")
         if what == "prepare":
             return self.prepare(**request)
+        if what == "prepare_kernel":
+            return self.prepare_kernel(**request)
         if what == "run":
             return self.run(**request)
+        answer: dict[str, Any]
+        if what == "ceilings":
+            answer = self.ceilings.measure(self.setting.threads, self.setting.device, **request)
+            return answer
         if what == "memory":
-            answer: dict[str, Any] = self.memory.tutorial(self.name, **request)
+            answer = self.memory.tutorial(self.name, **request)
             return answer
         raise ValueError(f"unknown request {what!r}")
 
@@ -156,7 +202,7 @@ def main() -> None:
         try:
             answer = worker.answer(request)
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": f"{type(error).__name__}: {error}".split("\n", 1)[0]}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -50,6 +50,23 @@ static inline __m512i emulated_maskz_cvtepu8_epi32(__mmask16, __m128i v) {
   return simde_mm512_loadu_si512(words);
 }
 
+static inline __mmask16 emulated_cmplt_epu8_mask(__m128i a, __m128i b) {
+  uint8_t of_a[16], of_b[16];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(of_a), a);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(of_b), b);
+  unsigned mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= static_cast<unsigned>(of_a[i] < of_b[i]) << i;
+  return static_cast<__mmask16>(mask);
+}
+
+static inline __m512i emulated_maskz_loadu_epi8(__mmask64 mask, const void* p) {
+  uint8_t bytes[64] = {};
+  for (int i = 0; i < 64; ++i) {
+    if (mask >> i & 1) bytes[i] = static_cast<const uint8_t*>(p)[i];
+  }
+  return simde_mm512_loadu_si512(bytes);
+}
+
 static inline __m512i emulated_maskz_srli_epi64(__mmask8, __m512i v, unsigned count) {
   return simde_mm512_srli_epi64(v, count);
 }
@@ -69,6 +86,8 @@ static inline __m512i emulated_maskz_slli_epi32(__mmask16, __m512i v, unsigned c
 #define _mm512_maskz_cvttps_epi32 emulated_maskz_cvttps_epi32
 #define _mm512_maskz_cvtepi32_epi8 emulated_maskz_cvtepi32_epi8
 #define _mm512_maskz_cvtepu8_epi32 emulated_maskz_cvtepu8_epi32
+#define _mm_cmplt_epu8_mask emulated_cmplt_epu8_mask
+#define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
 #define _mm512_maskz_srli_epi64 emulated_maskz_srli_epi64
 #define _mm512_maskz_slli_epi64 emulated_maskz_slli_epi64
 #define _mm512_maskz_slli_epi32 emulated_maskz_slli_epi32
