@@ -10,10 +10,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import reference
-from cases import CONV_CASES, ConvCase, named, reals
 from pyconv import kernels
-from reference import WINOGRAD_ROUNDINGS, assert_same_bits, assert_within, sum_bound
+from pyconv.validation import reference
+from pyconv.validation.cases import CONV_CASES, ConvCase, named, reals
+from pyconv.validation.reference import (
+    WINOGRAD_ROUNDINGS,
+    assert_same_bits,
+    assert_within,
+    sum_bound,
+)
 
 CASES = tuple(
     case

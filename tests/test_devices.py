@@ -19,14 +19,14 @@ import pytest
 from conftest import emulated_cuda, has_emulated_cuda
 
 import pyconv
-import reference
-from cases import CONV_CASES, integers
 from pyconv import backend, kernels, losses, metrics, optimizers
 from pyconv.callbacks import Callback
 from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
 from pyconv.models import Sequential
 from pyconv.preprocessing.image import ImageDataGenerator
 from pyconv.utils import set_random_seed
+from pyconv.validation import reference
+from pyconv.validation.cases import CONV_CASES, integers
 
 
 def reals(*shape, seed=0):

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-import reference
 from pyconv import layers
 from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, Layer, MaxPooling2D
 from pyconv.layers.base import snake_case
 from pyconv.utils import set_random_seed
+from pyconv.validation import reference
 
 
 def reals(*shape):

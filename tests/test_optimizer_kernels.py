@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import reference
-from cases import reals
 from pyconv import kernels
-from reference import UNIT_ROUNDOFF, assert_within
+from pyconv.validation import reference
+from pyconv.validation.cases import reals
+from pyconv.validation.reference import UNIT_ROUNDOFF, assert_within
 
 SHAPES = [(0,), (1,), (15,), (16,), (17,), (33,), (3, 3, 5, 7), (40_001,)]
 all_shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)

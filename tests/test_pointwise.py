@@ -5,10 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import reference
-from cases import integers, reals
 from pyconv import kernels
-from reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within, sum_bound
+from pyconv.validation import reference
+from pyconv.validation.cases import integers, reals
+from pyconv.validation.reference import (
+    UNIT_ROUNDOFF,
+    assert_same,
+    assert_same_bits,
+    assert_within,
+    sum_bound,
+)
 
 SHAPES = [(), (0,), (1,), (3,), (15,), (16,), (17,), (31,), (33,), (2, 3, 5, 7), (70_001,)]
 LOGITS = [(1, 1), (1, 10), (5, 10), (2, 3), (3, 15), (3, 16), (3, 17), (2, 33), (4, 100), (2, 1000)]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import pyconv
-import reference
 from pyconv import losses, metrics, optimizers
 from pyconv.callbacks import Callback, History, Logs
 from pyconv.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
 from pyconv.models import Sequential
 from pyconv.utils import set_random_seed
+from pyconv.validation import reference
 from recorder import Recorder
 
 
@@ -39,7 +39,7 @@ def data(n=10):
 
 
 class TestGradients:
-    """Against finite differences of the same network in float64 (built of tests/reference.py)."""
+    """Against finite differences of the same network in float64 (built of the reference)."""
 
     SHAPE = (6, 7, 2)
 

@@ -2,8 +2,8 @@
 
 Names, argument order and defaults are those of `pyconv.kernels`, without `out=`. Arrays are NHWC,
 weights HWIO. Invalid geometry raises ValueError, so that the reference also says which calls are
-legal. `test_reference.py` checks the gradients here by finite differences, and Philox against its
-published vectors.
+legal. `tests/test_reference.py` checks the gradients here by finite differences, and Philox against
+its published vectors.
 """
 
 from __future__ import annotations
