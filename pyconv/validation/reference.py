@@ -426,10 +426,13 @@ def winograd_conv2d(m, x, w, b=None, padding="valid", of=np.asarray) -> np.ndarr
 
 
 def winograd_backward_data(m, dy, w, x_shape, padding="valid", of=np.asarray) -> np.ndarray:
-    """The convolution of dy with the flipped kernel; the padding is at most 2."""
+    """The convolution of dy with the flipped kernel; the padding is at most 2 above and left."""
     *_, pads, _ = conv_geometry(x_shape, w.shape, 1, padding, 1, 1)
     flipped = np.asarray(w)[::-1, ::-1].transpose(0, 1, 3, 2)
-    return winograd_conv2d(m, dy, flipped, None, tuple((2 - a, 2 - b) for a, b in pads), of)
+    # With more below or right, the last rows and columns of dy come from padding alone.
+    sides = tuple((2 - before, max(2 - after, 0)) for before, after in pads)
+    dx = winograd_conv2d(m, dy, flipped, None, sides, of)
+    return dx[:, : x_shape[1], : x_shape[2]]
 
 
 def winograd_backward_weights(m, dy, x, padding="valid", of=np.asarray) -> np.ndarray:

@@ -6,7 +6,8 @@ installed:
     OMP_NUM_THREADS=1 KERAS_BACKEND=tensorflow python tests/data/record.py
 
 Writes torch_ops.npz, keras_ops.npz and tutorial.npz beside itself, and prints the versions, which
-tutorial.npz keeps. Inputs are not stored: pyconv/validation/cases.py makes them again from counters.
+tutorial.npz keeps. Inputs are not stored: pyconv/validation/cases.py makes them again from
+counters.
 """
 
 from __future__ import annotations
