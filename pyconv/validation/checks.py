@@ -515,14 +515,11 @@ def _state(draw: Draw, shape: tuple[int, ...], squares: tuple[bool, ...]) -> Any
     return draw("w", shape), g.astype(np.float32), *slots
 
 
-def _double(*arrays: Array) -> Any:
-    return [array.astype(np.float64) for array in arrays]
-
-
 def sgd(case: problems.SgdCase, draw: Draw) -> Iterator[Check]:
     w, g, velocity = _state(draw, case.x, (False,))
-    arguments = (0.05, case.momentum, case.nesterov)
-    bounds = sgd_bounds(*_double(w, g, velocity), *arguments)
+    before = (array.astype(np.float64) for array in (w, g, velocity))
+    arguments: tuple[Any, ...] = (0.05, case.momentum, case.nesterov)
+    bounds = sgd_bounds(*before, *arguments)
     if case.momentum:
         yield _step("sgd_step", (w, g, velocity), arguments, bounds)
     else:  # without a velocity
@@ -539,17 +536,18 @@ def sgd(case: problems.SgdCase, draw: Draw) -> Iterator[Check]:
 
 def rmsprop(case: problems.RmspropCase, draw: Draw) -> Iterator[Check]:
     state = _state(draw, case.x, (True,))
-    arguments = (0.001, case.rho, 1e-7)
-    after = reference.rmsprop_step(*state, *arguments)
+    arguments: tuple[Any, ...] = (0.001, case.rho, 1e-7)
+    after: Any = reference.rmsprop_step(*state, *arguments)
     bounds = rmsprop_bounds(state[0].astype(np.float64), *after)
     yield _step("rmsprop_step", state, arguments, bounds)
 
 
 def adam(case: problems.AdamCase, draw: Draw) -> Iterator[Check]:
     state = _state(draw, case.x, (False, True))
-    arguments = (case.step, 0.002, 0.9, 0.999, 1e-7)
-    _, m, v = reference.adam_step(*state, *arguments)
-    bounds = adam_bounds(*_double(*state), case.step, 0.002, m, v)
+    arguments: tuple[Any, ...] = (case.step, 0.002, 0.9, 0.999, 1e-7)
+    w, g, m, v = (array.astype(np.float64) for array in state)
+    after: Any = reference.adam_step(*state, *arguments)
+    bounds = adam_bounds(w, g, m, v, case.step, 0.002, *after[1:])
     yield _step("adam_step", state, arguments, bounds)
 
 

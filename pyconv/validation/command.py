@@ -64,6 +64,8 @@ def validate(
     names = dict.fromkeys(path.name for path in where)
     click.echo(f"Paths: {', '.join(names)}. Against: {', '.join(references)}.")
 
+    if ONNX_DATA in references and not importlib.util.find_spec("onnx"):
+        raise ImportError("--against onnx-data: onnx is not installed. pip install 'pyconv[onnx]'")
     report = running.run(_progress(todo), where, references, loaded, shrinking=given is None)
     if ONNX_DATA in references:
         conformance.run(report, where, chosen)

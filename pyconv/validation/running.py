@@ -47,7 +47,7 @@ class Failure:
     """The first failing case of a row, and the simplest one that was found to fail like it."""
 
     row: Row
-    problem: Problem
+    problem: Problem | None  # None of ONNX's data, which the explanation names
     error: float
     explanation: str
     shrunk: Problem | None = None
@@ -55,11 +55,12 @@ class Failure:
     @property
     def command(self) -> str:
         """Runs the simplest failing case again."""
-        case = (self.shrunk or self.problem).text
-        return (
+        command = (
             f"pyconv validate {self.row.path.options} --op {self.row.operation} "
-            f"--against {self.row.against} --case {shlex.quote(case)}"
+            f"--against {self.row.against}"
         )
+        case = self.shrunk or self.problem
+        return f"{command} --case {shlex.quote(case.text)}" if case else command
 
 
 @dataclass
@@ -120,7 +121,7 @@ class Report:
                     "against": failure.row.against,
                     "error": _finite(failure.error),
                     "explanation": failure.explanation,
-                    "case": failure.problem.text,
+                    "case": failure.problem.text if failure.problem else None,
                     "shrunk": failure.shrunk.text if failure.shrunk else None,
                     "command": failure.command,
                 }
@@ -293,6 +294,8 @@ def _enter(
 
 def shrink(failure: Failure, peer: Peer | None = None) -> Problem | None:
     """The simplest problem found whose same result still fails; None if none is simpler."""
+    if failure.problem is None:
+        return None
     row, stop = failure.row, time.perf_counter() + SHRINKING_SECONDS
 
     def fails(problem: Problem) -> bool:
