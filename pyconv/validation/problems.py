@@ -147,7 +147,7 @@ def _parse(key: str, text: str) -> Any:
     words = {"none": None, "true": True, "false": False}
     if text in words:
         return words[text]
-    return text if text.isalpha() and text not in ("nan", "inf") else _number(key, text)
+    return text if text.isalpha() else _number(key, text)
 
 
 def _number(key: str, text: str) -> int | float:
