@@ -23,7 +23,7 @@ from pyconv.validation.checks import (
 )
 from pyconv.validation.paths import Path
 from pyconv.validation.reference import sum_bound
-from pyconv.validation.running import Failure, Report, _outcomes
+from pyconv.validation.running import Failure, Report, outcomes
 
 AGAINST = "onnx-data"
 
@@ -195,7 +195,7 @@ def run(report: Report, paths: Sequence[Path], operations: Sequence[str]) -> Non
                     continue
                 row = report.row(operation, operator, path, AGAINST)
                 with path.active():
-                    for outcome in _outcomes(check, path):
+                    for outcome in outcomes(check, path):
                         row.cases += 1
                         row.seconds += outcome.seconds
                         if outcome.error > 1 >= row.error:

@@ -20,7 +20,6 @@ ARITHMETIC = {
     },
     "cuda": {"fp32": "direct", "tf32": "tf32"},
 }
-MATH_MODES = tuple(dict.fromkeys(mode for modes in ARITHMETIC.values() for mode in modes))
 ARCHITECTURES = {"80": "_cuda_emulated", "75": "_cuda_emulated_sm75"}
 
 

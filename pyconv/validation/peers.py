@@ -193,10 +193,12 @@ class Keras(Peer):
     def relu(self, x: Array) -> Array:
         return self._numpy(self._ops.relu(x))
 
-    def softmax(self, x: Array) -> Array:
+    def softmax(self, x: Array) -> Array | None:
+        if x.shape[-1] == 1:
+            return None  # Keras warns of it
         return self._numpy(self._ops.softmax(x, axis=-1))
 
-    def softmax_cross_entropy(self, logits: Array, labels: Array) -> tuple[Array, Array, None]:
+    def softmax_cross_entropy(self, logits: Array, labels: Array) -> tuple[Any, ...]:
         loss = self._ops.categorical_crossentropy(labels, logits, from_logits=True)
         return self._numpy(loss), self.softmax(logits), None
 

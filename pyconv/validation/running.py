@@ -8,7 +8,7 @@ import shlex
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,26 +65,33 @@ class Failure:
 
 @dataclass
 class Report:
-    rows: list[Row] = field(default_factory=list)
+    """What came of a run.
+
+    Attributes:
+        failures: one for each row that failed.
+        skipped: what was not run, and how often.
+        seconds: of the whole run.
+    """
+
     failures: list[Failure] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    _rows: dict[tuple[str, str, Path, str], Row] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
         return not self.failures
 
     def row(self, operation: str, result: str, path: Path, against: str) -> Row:
-        for row in self.rows:
-            if (row.operation, row.result, row.path, row.against) == (
-                operation,
-                result,
-                path,
-                against,
-            ):
-                return row
-        self.rows.append(Row(operation, result, path, against))
-        return self.rows[-1]
+        """The row of this name, a new one if there is none."""
+        name = (operation, result, path, against)
+        if name not in self._rows:
+            self._rows[name] = Row(*name)
+        return self._rows[name]
+
+    @property
+    def rows(self) -> list[Row]:
+        return list(self._rows.values())
 
     def skip(self, why: str) -> None:
         self.skipped[why] = self.skipped.get(why, 0) + 1
@@ -177,7 +184,7 @@ def checks_of(problem: Problem) -> list[Check]:
 
 
 @dataclass
-class _Outcome:
+class Outcome:
     """How one result of one call compares."""
 
     result: str
@@ -186,23 +193,23 @@ class _Outcome:
     seconds: float
 
 
-def _compare(result: str, got: Array, expected: Array, bound: Any, seconds: float) -> _Outcome:
+def _compare(result: str, got: Array, expected: Array, bound: Any, seconds: float) -> Outcome:
     if got.shape != expected.shape:
         text = f"shape {got.shape}, expected {expected.shape}"
-        return _Outcome(result, math.inf, text, seconds)
+        return Outcome(result, math.inf, text, seconds)
     units = excess(got, expected, bound)
     if not units.size:
-        return _Outcome(result, 0.0, "", seconds)
+        return Outcome(result, 0.0, "", seconds)
     where = np.unravel_index(int(np.argmax(units)), units.shape)
     place = ", ".join(str(int(index)) for index in where)
     text = (
         f"{int((units > 1).sum())} of {units.size} elements wrong; at [{place}] "
         f"{got[where]:.9g}, expected {expected[where]:.9g}"
     )
-    return _Outcome(result, float(units[where]), text, seconds)
+    return Outcome(result, float(units[where]), text, seconds)
 
 
-def _outcomes(check: Check, path: Path, peer: Peer | None = None) -> Iterator[_Outcome]:
+def outcomes(check: Check, path: Path, peer: Peer | None = None) -> Iterator[Outcome]:
     """Of one call on the path in use. Against a peer the bound is doubled: both may err by it."""
     expected: Sequence[Any] = check.expected
     factor = 1.0
@@ -218,13 +225,15 @@ def _outcomes(check: Check, path: Path, peer: Peer | None = None) -> Iterator[_O
         seconds = time.perf_counter() - start
         text = f"{type(error).__name__}: {error}"
         for name in filter(None, check.passes):
-            yield _Outcome(name, math.inf, text, seconds)
+            yield Outcome(name, math.inf, text, seconds)
         return
     seconds = time.perf_counter() - start
     for label, got, wanted, bound in zip(check.passes, results, expected, check.bounds):
-        if label is not None and wanted is not None:
-            allowed = factor * np.asarray(bound(path.arithmetic))
-            yield _compare(label, got, wanted, allowed, seconds)
+        if label is None or wanted is None:
+            continue
+        allowed = bound(path.arithmetic)
+        if allowed is not None:
+            yield _compare(label, got, wanted, factor * np.asarray(allowed), seconds)
 
 
 def _applies(problem: Problem, path: Path) -> bool:
@@ -267,7 +276,7 @@ def run(
             with path.active():
                 for peer in references:
                     for check in checks:
-                        for outcome in _outcomes(check, path, peer):
+                        for outcome in outcomes(check, path, peer):
                             _enter(report, problem, path, peer, outcome)
     for failure in report.failures if shrinking else ():
         peer = next((peer for peer in peers if peer.name == failure.row.against), None)
@@ -277,7 +286,7 @@ def run(
 
 
 def _enter(
-    report: Report, problem: Problem, path: Path, peer: Peer | None, outcome: _Outcome
+    report: Report, problem: Problem, path: Path, peer: Peer | None, outcome: Outcome
 ) -> None:
     name = peer.name if peer else FLOAT64
     row = report.row(problem.operation, outcome.result, path, name)
@@ -306,7 +315,7 @@ def shrink(failure: Failure, peer: Peer | None = None) -> Problem | None:
         with row.path.active():
             for check in checks:
                 if row.result in check.passes:
-                    for outcome in _outcomes(check, row.path, peer):
+                    for outcome in outcomes(check, row.path, peer):
                         if outcome.result == row.result and outcome.error > 1:
                             failure.error, failure.explanation = outcome.error, outcome.explanation
                             return True
@@ -329,4 +338,4 @@ def simplest(
             if fails(candidate):
                 problem, simplified = candidate, True
                 break
-    return replace(problem)
+    return problem
