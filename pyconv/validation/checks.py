@@ -430,6 +430,16 @@ def dropout(case: problems.DropoutCase, draw: Draw) -> Iterator[Check]:
             yield check(function, arguments, {name: bound})
 
 
+def gather(case: problems.GatherCase, draw: Draw) -> Iterator[Check]:
+    source, where = draw("x", case.x), problems.reals(f"{draw.seed} where", (case.indices,))
+    # Some lie outside, and are clipped.
+    indices = np.floor(where.astype(np.float64) * 1.2 * len(source)).astype(np.int64)
+    for rows in (source, (np.abs(source) * 50).astype(np.uint8)):
+        # The factor and the product round once each.
+        bound = sum_bound(2, np.abs(reference.gather(rows, indices, case.scale)))
+        yield check("gather", (rows, indices, case.scale), {"forward": bound})
+
+
 # --------------------------------------------------------------------------------------- optimizers
 #
 # One step, from any state. Scalars such as 1 - rho are taken to be computed in double and rounded
@@ -624,6 +634,17 @@ OPERATIONS: dict[str, Operation] = {
             "random", problems.random_shape(rng), round(float(rng.uniform(0, 0.99)), 3)
         ),
         _FINITE,
+    ),
+    "gather": Operation(
+        tuple(
+            problems.GatherCase(str(row), (7, *row), 6, scale)
+            for row, scale in zip(((), (1,), (3,), (4, 4, 3), (33,)), (1.0, 0.5, 1 / 255) * 2)
+        ),
+        gather,
+        lambda rng: problems.GatherCase(
+            "random", problems.random_shape(rng), int(rng.integers(1, 40)), float(rng.uniform(0, 2))
+        ),
+        ("integers", "reals"),
     ),
     "sgd": Operation(
         tuple(

@@ -42,6 +42,16 @@ class DropoutCase:
 
 
 @dataclass(frozen=True)
+class GatherCase:
+    """Rows of x, as many as there are indices."""
+
+    name: str
+    x: tuple[int, ...]
+    indices: int
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class SgdCase:
     name: str
     x: tuple[int, ...]

@@ -348,6 +348,14 @@ def dropout(x, rate, seed, offset=0) -> np.ndarray:
 dropout_backward = dropout
 
 
+# ------------------------------------------------------------------------------------------- gather
+
+
+def gather(source, indices, scale=1.0) -> np.ndarray:
+    rows = np.clip(indices, 0, len(source) - 1)
+    return np.asarray(source, np.float64)[rows] * scale
+
+
 # --------------------------------------------------------- optimizers: new values, nothing in place
 
 
