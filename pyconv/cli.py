@@ -303,6 +303,14 @@ def info() -> None:
     _echo_kernels()
 
 
+def _complete_operation(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    from pyconv.validation.checks import OPERATIONS
+
+    return [name for name in OPERATIONS if name.startswith(incomplete)]
+
+
 @main.command()
 @click.option(
     "--device",
@@ -326,7 +334,13 @@ def info() -> None:
     type=click.Choice(["direct", "fp32", "winograd4", "winograd6", "tf32"]),
     help="How convolutions multiply.  [default: each of the device's modes]",
 )
-@click.option("--op", "operations", multiple=True, help="Operation.  [default: each]")
+@click.option(
+    "--op",
+    "operations",
+    multiple=True,
+    shell_complete=_complete_operation,
+    help="Operation.  [default: each]",
+)
 @click.option(
     "--against",
     multiple=True,

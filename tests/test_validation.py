@@ -231,6 +231,7 @@ def test_shrinking_takes_what_still_fails_and_nothing_else():
     [
         (["--op", "conv3d"], "--op: expected one of conv2d, "),
         (["--case", "x=1,4,4,3"], "--case needs one --op"),
+        (["--json", "nowhere/results.json"], "--json: there is no folder"),
         (["--op", "conv2d", "--case", "x=1,4,4,3"], "also needs kernel, filters"),
         (["--op", "conv2d", "--case", "size=4"], "words like x=1,4,4,3"),
         (["--op", "dense", "--case", "batch=2 batch=2"], "given twice"),
@@ -244,7 +245,8 @@ def test_shrinking_takes_what_still_fails_and_nothing_else():
     ],
 )
 def test_what_cannot_be_run_is_refused(arguments, message):
-    status = 2 if "expected one of conv2d" in message or "needs one" in message else 1
+    usage = ("expected one of conv2d", "needs one", "no folder")
+    status = 2 if any(text in message for text in usage) else 1
     assert message in validate(*arguments, status=status)
 
 
@@ -252,3 +254,11 @@ def test_help_names_every_option():
     output = validate("--help")
     for option in ("--device", "--isa", "--op", "--against", "--random", "--case", "--json"):
         assert option in output
+
+
+def test_operations_are_completed(monkeypatch):
+    monkeypatch.setenv("COMP_WORDS", "pyconv validate --op conv2d_")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    options = {"prog_name": "pyconv", "env": {"_PYCONV_COMPLETE": "bash_complete"}}
+    result = testing.CliRunner().invoke(main, [], **options)
+    assert result.output.split() == ["plain,conv2d_pool"]

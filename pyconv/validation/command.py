@@ -45,6 +45,8 @@ def validate(
             raise click.UsageError(
                 f"--op: expected one of {', '.join(OPERATIONS)}. Received: {name!r}."
             )
+    if output is not None and not output.absolute().parent.is_dir():
+        raise click.UsageError(f"--json: there is no folder {output.absolute().parent}.")
     chosen = list(dict.fromkeys(operations)) or list(OPERATIONS)
     todo: list[Problem] = []
     if given is not None:
