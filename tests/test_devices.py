@@ -1104,3 +1104,22 @@ def test_convolution_of_integers_is_exact_on_a_real_device(case):
     reference.assert_same(cupy.asnumpy(y), expected, str(case))
     for mine, theirs in zip(kernels.conv2d_backward(*on_device, **case.geometry), gradients):
         reference.assert_same(cupy.asnumpy(mine), theirs, str(case))
+
+
+def test_validate_takes_the_devices_arrays(fake):
+    """`pyconv validate` copies to the device and back, in both math modes."""
+    from pyconv import _cpu
+    from pyconv.validation import paths, running
+    from pyconv.validation.checks import OPERATIONS
+
+    before = _cpu.math_mode()
+    _cpu.set_math_mode("direct")  # as CUDA's kernels multiply
+    try:
+        where = paths.available("cuda")
+        assert [path.math_mode for path in where] == ["fp32", "tf32"]
+        todo = [problem for name in OPERATIONS for problem in running.table(name, 0, 4)]
+        report = running.run(todo, where)
+    finally:
+        _cpu.set_math_mode(before)
+    assert report.passed, report.failures
+    assert {row.path.device for row in report.rows} == {"cuda"} and fake.launches
