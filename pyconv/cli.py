@@ -380,6 +380,136 @@ def info() -> None:
 main.add_command(bench)
 
 
+def _complete_operation(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    from pyconv.validation.checks import OPERATIONS
+
+    return [name for name in OPERATIONS if name.startswith(incomplete)]
+
+
+@main.command()
+@click.option(
+    "--device",
+    type=click.Choice(["all", *pyconv.backend.DEVICES[1:]]),
+    default="all",
+    show_default=True,
+    help="What the kernels run on; all is every device of this machine.",
+)
+@click.option("--isa", "isas", multiple=True, help="Instruction set of the CPU.  [default: each]")
+@click.option(
+    "--arch",
+    "architectures",
+    multiple=True,
+    type=click.Choice(["80", "75"]),
+    help="Architecture of cuda-emulated.  [default: each that was built]",
+)
+@click.option(
+    "--math-mode",
+    "math_modes",
+    multiple=True,
+    type=click.Choice(["direct", "fp32", "winograd4", "winograd6", "tf32"]),
+    help="How convolutions multiply.  [default: each of the device's modes]",
+)
+@click.option(
+    "--op",
+    "operations",
+    multiple=True,
+    shell_complete=_complete_operation,
+    help="Operation.  [default: each]",
+)
+@click.option(
+    "--against",
+    multiple=True,
+    type=click.Choice(["float64", "torch", "keras", "onnx", "onnx-data", "installed"]),
+    default=("installed",),
+    show_default=True,
+    help="What results are compared with: NumPy in float64, other libraries, ONNX's conformance "
+    "data; installed is all that there are.",
+)
+@click.option(
+    "--cases",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="At most N cases of an operation's table, spread over it.  [default: all]",
+)
+@click.option(
+    "--random",
+    "count",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=10,
+    show_default=True,
+    help="Random cases of each operation, besides.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of all numbers, and of the random cases.",
+)
+@click.option(
+    "--case",
+    "given",
+    metavar="TEXT",
+    help="One case, as failures print them, instead of the table. Needs one --op.",
+)
+@click.option(
+    "--json",
+    "output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write the results there.",
+)
+@_threads_option
+@click.pass_context
+def validate(
+    ctx: click.Context,
+    device: str,
+    isas: tuple[str, ...],
+    architectures: tuple[str, ...],
+    math_modes: tuple[str, ...],
+    operations: tuple[str, ...],
+    against: tuple[str, ...],
+    cases: int | None,
+    count: int,
+    seed: int,
+    given: str | None,
+    output: Path | None,
+    threads: int | None,
+) -> None:
+    """Check every kernel on every path of this machine against float64.
+
+    Options that may be given several times: --isa, --arch, --math-mode, --op, --against. Errors are
+    in units of the bound that is derived for each element: up to 1 they are rounding. A failing
+    case is made simpler, and printed with the command that runs it again; the exit status is then
+    1. See docs/validation.md.
+
+    \b
+    pyconv validate --device cpu --op conv2d --random 1000 --seed 1
+    pyconv validate --isa avx2 --op conv2d --case 'x=1,4,4,3 kernel=3,3 filters=5 strides=2'
+    """
+    from pyconv.validation import command
+
+    _set_threads(threads)
+    passed = command.validate(
+        device=device,
+        isas=isas,
+        architectures=architectures,
+        math_modes=math_modes,
+        operations=operations,
+        against=against,
+        cases=cases,
+        count=count,
+        seed=seed,
+        given=given,
+        output=output,
+    )
+    if not passed:
+        ctx.exit(1)
+
+
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
         pyconv.set_num_threads(threads)

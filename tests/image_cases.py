@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cases import uniform
+from pyconv.validation.cases import uniform
 
 
 class ImageCase(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import reference
-from cases import integers, reals
 from pyconv import kernels
-from reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within
+from pyconv.validation import reference
+from pyconv.validation.cases import integers, reals
+from pyconv.validation.reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within
 
 SHAPES = [(), (0,), (1,), (3,), (15,), (16,), (17,), (31,), (33,), (2, 3, 5, 7), (70_001,)]
 

@@ -10,10 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import reference
-from cases import POOL_CASES, PoolCase, integers, reals
 from pyconv import kernels
-from reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within, sum_bound
+from pyconv.validation import reference
+from pyconv.validation.cases import POOL_CASES, PoolCase, integers, reals
+from pyconv.validation.reference import (
+    UNIT_ROUNDOFF,
+    assert_same,
+    assert_same_bits,
+    assert_within,
+    sum_bound,
+)
 
 all_cases = pytest.mark.parametrize("case", POOL_CASES, ids=lambda c: c.name)
 

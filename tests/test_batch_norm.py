@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import reference
-from cases import integers, reals
 from pyconv import kernels
-from reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within
+from pyconv.validation import reference
+from pyconv.validation.cases import integers, reals
+from pyconv.validation.reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within
 
 SHAPES = [
     *((1, 1), (2, 1), (3, 5), (1, 17), (700, 1), (600, 3), (513, 16)),

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import reference
-from cases import CONV_CASES, ConvCase, integers, named, reals
 from pyconv import kernels
-from reference import assert_same, assert_same_bits, assert_within, sum_bound
+from pyconv.validation import reference
+from pyconv.validation.cases import CONV_CASES, ConvCase, integers, named, reals
+from pyconv.validation.reference import assert_same, assert_same_bits, assert_within, sum_bound
 
 all_cases = pytest.mark.parametrize("case", CONV_CASES, ids=lambda c: c.name)
 BIAS_AND_ACTIVATION = tuple(product((False, True), (None, "relu")))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import pyconv
-import reference
-from cases import CONV_CASES, ConvCase, integers, reals
 from pyconv import kernels
-from reference import assert_same, assert_same_bits, assert_within, sum_bound
+from pyconv.validation import reference
+from pyconv.validation.cases import CONV_CASES, ConvCase, integers, reals
+from pyconv.validation.reference import assert_same, assert_same_bits, assert_within, sum_bound
 
 
 def output_shape(case: ConvCase) -> tuple[int, ...]:

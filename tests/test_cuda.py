@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 
 import pyconv
-import reference
-from cases import CONV_CASES, integers, reals, tutorial_batch, tutorial_weights
 from pyconv import kernels
-from reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within, sum_bound
+from pyconv.validation import reference
+from pyconv.validation.cases import CONV_CASES, integers, reals, tutorial_batch, tutorial_weights
+from pyconv.validation.reference import (
+    UNIT_ROUNDOFF,
+    assert_same,
+    assert_same_bits,
+    assert_within,
+    sum_bound,
+)
 
 
 @contextlib.contextmanager

@@ -15,14 +15,14 @@ import pytest
 from conftest import EMULATED, emulated_cuda, has_emulated_cuda
 
 import pyconv
-from cases import (
+from pyconv import backend, kernels
+from pyconv.validation.cases import (
     CONV_CASES,
     DENSE_CASES,
     POOL_CASES,
     reals,
 )
-from pyconv import backend, kernels
-from reference import assert_same_bits
+from pyconv.validation.reference import assert_same_bits
 
 pytestmark = pytest.mark.skipif(
     not has_emulated_cuda(), reason="built without PYCONV_CUDA_EMULATION"

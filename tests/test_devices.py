@@ -19,8 +19,6 @@ import pytest
 from conftest import emulated_cuda, has_emulated_cuda
 
 import pyconv
-import reference
-from cases import CONV_CASES, integers
 from pyconv import backend, kernels, losses, metrics, optimizers
 from pyconv.bench import operations
 from pyconv.bench.contestants import Setting
@@ -42,6 +40,8 @@ from pyconv.layers import (
 from pyconv.models import Sequential
 from pyconv.preprocessing.image import ImageDataGenerator
 from pyconv.utils import set_random_seed
+from pyconv.validation import reference
+from pyconv.validation.cases import CONV_CASES, integers
 
 
 def reals(*shape, seed=0):
@@ -1232,3 +1232,22 @@ def test_benchmarks_time_graphs_of_kernels(cuda, monkeypatch):
             expected = operations.digest(call)
             pyconv.set_device("cuda")
             assert found == expected
+
+
+def test_validate_takes_the_devices_arrays(fake):
+    """`pyconv validate` copies to the device and back, in both math modes."""
+    from pyconv import _cpu
+    from pyconv.validation import paths, running
+    from pyconv.validation.checks import OPERATIONS
+
+    before = _cpu.math_mode()
+    _cpu.set_math_mode("direct")  # as CUDA's kernels multiply
+    try:
+        where = paths.available("cuda")
+        assert [path.math_mode for path in where] == ["fp32", "tf32"]
+        todo = [problem for name in OPERATIONS for problem in running.table(name, 0, 4)]
+        report = running.run(todo, where)
+    finally:
+        _cpu.set_math_mode(before)
+    assert report.passed, report.failures
+    assert {row.path.device for row in report.rows} == {"cuda"} and fake.launches

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-import reference
 from pyconv import layers
 from pyconv.layers import (
     Activation,
@@ -29,6 +28,7 @@ from pyconv.layers import (
 )
 from pyconv.layers.base import snake_case
 from pyconv.utils import set_random_seed
+from pyconv.validation import reference
 
 
 def reals(*shape):

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-import reference
 from pyconv import losses, optimizers
 from pyconv.blocks import (
     AvgPoolBlock,
@@ -37,6 +36,7 @@ from pyconv.layers import (
 from pyconv.models import Sequential
 from pyconv.plan import FlatParameters, Plan
 from pyconv.utils import set_random_seed
+from pyconv.validation import reference
 
 
 def reals(*shape, seed=0):

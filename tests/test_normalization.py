@@ -7,7 +7,6 @@ import pytest
 from conftest import emulated_cuda, has_emulated_cuda
 
 import pyconv
-import reference
 from pyconv import Sequential, layers, optimizers
 from pyconv.blocks import (
     ActivationBlock,
@@ -36,6 +35,7 @@ from pyconv.layers import (
 from pyconv.plan import make_blocks, operations
 from pyconv.saving import load_model
 from pyconv.utils import set_random_seed
+from pyconv.validation import reference
 
 
 def new_model(**options) -> Sequential:

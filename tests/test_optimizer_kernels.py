@@ -1,28 +1,19 @@
-"""One optimizer step at a time, from the kernel's own float32 state, against float64.
-
-Bounds: every step counts the roundings of its formula in units of u = 2^-24. Scalars such as 1 -
-rho are taken to be computed in double and rounded once: 1 - 0.999 in float32 would be off by 216 u,
-which these bounds catch.
-"""
+"""One optimizer step at a time, from the kernel's own float32 state, against float64."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-import reference
-from cases import reals
 from pyconv import kernels
-from reference import UNIT_ROUNDOFF, assert_within
+from pyconv.validation import reference
+from pyconv.validation.cases import reals
+from pyconv.validation.checks import adam_bounds, rmsprop_bounds, sgd_bounds
+from pyconv.validation.reference import assert_within
 
 SHAPES = [(0,), (1,), (15,), (16,), (17,), (33,), (3, 3, 5, 7), (40_001,)]
 all_shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 STEPS = 3
-TINY = 2.0**-125  # squares of tiny gradients may underflow
-
-
-def roundings(count, magnitude):
-    return 1.001 * UNIT_ROUNDOFF * count * np.abs(magnitude) + TINY
 
 
 def state(guarded, shape, slots, offset):
@@ -51,16 +42,12 @@ def test_sgd(target, shape, momentum, nesterov, offset, guarded):
         before, v_before = w.astype(float), velocity.astype(float)
         slot = velocity if momentum else None
         assert kernels.sgd_step(w, g, slot, 0.05, momentum, nesterov) is None
-        expected, v = reference.sgd_step(before, g, v_before, 0.05, momentum, nesterov)
-        moved = 0.05 * np.abs(g.astype(float))
+        arguments = (before, g.astype(float), v_before, 0.05, momentum, nesterov)
+        expected, v = reference.sgd_step(*arguments)
+        of_w, of_v = sgd_bounds(*arguments)
         if momentum:
-            # lr g: 2 roundings. momentum v: 2. Their sum: 1.
-            moved += momentum * np.abs(v_before)
-            assert_within(velocity, v, roundings(3, moved), f"velocity {step}")
-            # Nesterov once more: momentum (v): 2, lr g: 2, the sum: 1, on top of v's 3.
-            moved = momentum * moved + moved if nesterov else moved
-        bound = roundings(6, moved) + roundings(1, np.abs(before) + moved)
-        assert_within(w, expected, bound, f"w {step}")
+            assert_within(velocity, v, of_v, f"velocity {step}")
+        assert_within(w, expected, of_w, f"w {step}")
     guarded.check()
 
 
@@ -74,14 +61,9 @@ def test_rmsprop(target, shape, rho, offset, guarded):
         before, v_before = w.astype(float), velocity.astype(float)
         assert kernels.rmsprop_step(w, g, velocity, 0.001, rho, 1e-7) is None
         expected, v = reference.rmsprop_step(before, g, v_before, 0.001, rho, 1e-7)
-        # (1 - rho) g^2: 3 roundings, rho v: 2, their sum: 1; all terms >= 0.
-        assert_within(velocity, v, roundings(4, v), f"velocity {step}")
-        # v + eps: v's 4, eps's 1 and the sum's; the root halves them and rounds (2: a root may come
-        # from rsqrt and a Newton step); lr g: 2; the quotient: 2. The last difference rounds its
-        # result.
-        update = np.abs(expected - before)
-        bound = roundings(5 / 2 + 2 + 2 + 2, update) + roundings(1, np.abs(before) + update)
-        assert_within(w, expected, bound, f"w {step}")
+        of_w, of_v = rmsprop_bounds(before, expected, v)
+        assert_within(velocity, v, of_v, f"velocity {step}")
+        assert_within(w, expected, of_w, f"w {step}")
     guarded.check()
 
 
@@ -96,25 +78,9 @@ def test_adam(target, shape, offset, guarded):
         expected, of_m, of_v = reference.adam_step(
             before, g, m_before, v_before, step, 0.002, 0.9, 0.999, 1e-7
         )
-        # m + (g - m)(1 - beta): the difference, 1 - beta and the product round, then the sum rounds
-        # its result.
-        change = np.abs(g - m_before) * (1 - 0.9)
-        of_m_error = roundings(3, change) + roundings(1, of_m)
-        assert_within(m, of_m, of_m_error, f"m {step}")
-        # The same with g^2, rounded.
-        square = g.astype(float) ** 2
-        change = (square + np.abs(square - v_before) * 3) * (1 - 0.999)
-        of_v_error = roundings(1, change) + roundings(1, of_v)
-        assert_within(v, of_v, of_v_error, f"v {step}")
-        # v's relative error halves in the root; root 2, + eps 2, m alpha 2, the quotient 2.
-        alpha = 0.002 * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-        root = np.sqrt(of_v)
-        of_root = np.minimum(of_v_error / np.maximum(root, 1e-30), np.sqrt(of_v_error))
-        denominator = root + 1e-7
-        update = np.abs(of_m) * alpha / denominator
-        bound = alpha * of_m_error / denominator + update * of_root / denominator
-        bound += roundings(8, update) + roundings(1, np.abs(before) + update)
-        assert_within(w, expected, bound, f"w {step}")
+        bounds = adam_bounds(before, g.astype(float), m_before, v_before, step, 0.002, of_m, of_v)
+        for got, wanted, bound, name in zip((w, m, v), (expected, of_m, of_v), bounds, "wmv"):
+            assert_within(got, wanted, bound, f"{name} {step}")
     guarded.check()
 
 

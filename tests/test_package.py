@@ -58,6 +58,7 @@ def test_import_is_light():
     heavy = {"pooch", "tqdm", "click", "safetensors", "matplotlib", "requests", "torch", "cupy"}
     heavy |= {"PIL", "h5py", "onnx", "onnxruntime", "tensorboard"}
     assert not heavy & {name.partition(".")[0] for name in loaded}
+    assert "pyconv.validation" not in loaded and "pyconv.bench" not in loaded
     assert "pyconv._cpu" not in loaded, "the kernels are loaded at first use"
 
 

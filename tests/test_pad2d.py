@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import reference
-from cases import reals
 from pyconv import kernels
-from reference import assert_same_bits
+from pyconv.validation import reference
+from pyconv.validation.cases import reals
+from pyconv.validation.reference import assert_same_bits
 
 CASES = {
     "one": ((2, 4, 5, 3), 1),

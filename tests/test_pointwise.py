@@ -5,10 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import reference
-from cases import integers, reals
 from pyconv import kernels
-from reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within, sum_bound
+from pyconv.validation import reference
+from pyconv.validation.cases import integers, reals
+from pyconv.validation.checks import (
+    UNDERFLOW,
+    softmax_cross_entropy_bounds,
+    softmax_error,
+    softmax_gradient_bound,
+)
+from pyconv.validation.reference import (
+    UNIT_ROUNDOFF,
+    assert_same,
+    assert_same_bits,
+    assert_within,
+    sum_bound,
+)
 
 SHAPES = [(), (0,), (1,), (3,), (15,), (16,), (17,), (31,), (33,), (2, 3, 5, 7), (70_001,)]
 LOGITS = [(1, 1), (1, 10), (5, 10), (2, 3), (3, 15), (3, 16), (3, 17), (2, 33), (4, 100), (2, 1000)]
@@ -55,30 +67,6 @@ def test_relu_of_special_values(target):
 # ------------------------------------------------------------------------------------------ softmax
 
 
-def additions(count: int) -> float:
-    """Roundings, in units of u, that a sum of `count` terms may show (see sum_bound)."""
-    return min(count, 8.0 * np.sqrt(count))
-
-
-EXP_AND_LOG = 4.0  # exp and log may err by 2 ulp, 4 u
-UNDERFLOW = 2.0**-125  # exp may flush results below the smallest normal number, 2^-126, to 0
-
-
-def softmax_error(z) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(relative error of exp's sum, of p, d = |z - max|) in the worst case, from the steps of the
-    formula.
-
-    d is rounded: u d, absolute, which exp turns into a relative error, and adds its own. So exp(-d)
-    is off by u (d + EXP_AND_LOG). The sum averages that, weighted by p, and rounds on its own; the
-    quotient (or the product with a reciprocal) rounds twice.
-    """
-    p = reference.softmax(z)
-    z = z.astype(np.float64)
-    d = z.max(axis=-1, keepdims=True) - z
-    of_sum = EXP_AND_LOG + (p * d).sum(axis=-1, keepdims=True) + additions(z.shape[-1])
-    return 1.01 * UNIT_ROUNDOFF * of_sum, 1.01 * UNIT_ROUNDOFF * (d + EXP_AND_LOG + of_sum + 2), d
-
-
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 @pytest.mark.parametrize("shape", LOGITS, ids=str)
 def test_softmax(target, shape, scale, guarded):
@@ -87,17 +75,9 @@ def test_softmax(target, shape, scale, guarded):
     y = kernels.softmax(z)
     assert_within(y, expected, softmax_error(z)[1] * expected + UNDERFLOW, f"y {shape}")
 
-    # y (dy - sum): the sum errs by `additions`, its product with y, the difference and the outer
-    # product round once.
-    inner = np.abs(dy * y.astype(float)).sum(axis=-1, keepdims=True)
-    bound = (additions(shape[1]) + 1) * inner + 2 * (np.abs(dy) + inner)
     dx = kernels.softmax_backward(dy, y)
-    assert_within(
-        dx,
-        reference.softmax_backward(dy, y),
-        1.01 * UNIT_ROUNDOFF * np.abs(y) * bound + UNDERFLOW,
-        f"dx {shape}",
-    )
+    expected = reference.softmax_backward(dy, y)
+    assert_within(dx, expected, softmax_gradient_bound(dy, y), f"dx {shape}")
     for offset in (1, 7):
         out = guarded.empty(shape, offset=offset)
         assert kernels.softmax(guarded.like(z, offset), out=out) is out
@@ -117,28 +97,12 @@ def test_softmax_cross_entropy(target, shape, scale, soft, guarded):
     labels = (
         np.abs(reals("labels", shape)) if soft else np.eye(k, dtype=np.float32)[np.arange(n) % k]
     )
-    t = labels.astype(np.float64)
-    of_loss, of_p, of_dz = reference.softmax_cross_entropy(z, labels)
-    of_sum, relative, d = softmax_error(z)
-    log_sum = -reference.log_softmax(z) - d  # log of exp's sum, >= 0
-    # -log p = d + log sum, two terms >= 0: nothing cancels. d rounds; log turns the sum's relative
-    # error into an absolute one and adds its own; the addition, the product with t and the sum over
-    # k round their results.
-    terms = t * (
-        UNIT_ROUNDOFF * d
-        + of_sum
-        + UNIT_ROUNDOFF * (EXP_AND_LOG * log_sum + (2 + additions(k)) * (d + log_sum))
-    )
-    total = t.sum(axis=-1, keepdims=True)
-    # p sum(t) - t: p's error; the sum and the product with it; the difference and the division (by
-    # a reciprocal).
-    difference = np.abs(of_p * total - t)
-    of_dlogits = of_p * total * (relative + UNIT_ROUNDOFF * (additions(k) + 1))
-    of_dlogits += 3 * UNIT_ROUNDOFF * difference
-    loss, p, dz = kernels.softmax_cross_entropy(z, labels)
-    assert_within(loss, of_loss, 1.01 * terms.sum(axis=-1) + UNDERFLOW, f"loss {shape}")
-    assert_within(p, of_p, relative * of_p + UNDERFLOW, f"probabilities {shape}")
-    assert_within(dz, of_dz, 1.01 * of_dlogits / n + UNDERFLOW * (1 + total), f"dlogits {shape}")
+    got = kernels.softmax_cross_entropy(z, labels)
+    expected = reference.softmax_cross_entropy(z, labels)
+    bounds = softmax_cross_entropy_bounds(z, labels)
+    for mine, wanted, bound, name in zip(got, expected, bounds, ("loss", "p", "dlogits")):
+        assert_within(mine, wanted, bound, f"{name} {shape}")
+    loss, p, dz = got
     assert_same_bits(p, kernels.softmax(z), "the same softmax")
 
     for offset in (1, 7):

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import reference
-from cases import FILL_MODES, reals
 from image_cases import COLOURS, GEOMETRY, STANDARDS, batch, image
 from pyconv.preprocessing.image import ImageDataGenerator, transform_matrices
 from pyconv.utils import set_random_seed
-from reference import UNIT_ROUNDOFF, assert_same_bits, assert_within, sum_bound
+from pyconv.validation import reference
+from pyconv.validation.cases import FILL_MODES, reals
+from pyconv.validation.reference import UNIT_ROUNDOFF, assert_same_bits, assert_within, sum_bound
 
 with np.load(Path(__file__).parent / "data" / "keras_images.npz", allow_pickle=False) as file:
     KERAS = dict(file)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import reference
-from cases import (
+from pyconv import kernels
+from pyconv.validation import reference
+from pyconv.validation.cases import (
     CONV_CASES,
     DENSE_CASES,
     POOL_CASES,
@@ -22,8 +23,7 @@ from cases import (
     tutorial_batch,
     tutorial_weights,
 )
-from pyconv import kernels
-from reference import UNIT_ROUNDOFF, assert_same, assert_within, sum_bound
+from pyconv.validation.reference import UNIT_ROUNDOFF, assert_same, assert_within, sum_bound
 
 DATA = Path(__file__).parent / "data"
 

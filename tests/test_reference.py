@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import reference
-from cases import CONV_CASES, DENSE_CASES, POOL_CASES, integers, reals
+from pyconv.validation import reference
+from pyconv.validation.cases import CONV_CASES, DENSE_CASES, POOL_CASES, integers, reals
 
 # Central differences of a smooth f err by h^2 f'''/6 + eps |f| / h. With h = 2^-17 and sums below
 # 1e3 that is 3e-8 in the worst case; conv2d and dense are linear in each argument, so they only pay

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import pyconv
-from cases import CONV_CASES
 from pyconv import Input, Sequential, backend, kernels
 from pyconv.layers import (
     Activation,
@@ -23,6 +22,7 @@ from pyconv.layers import (
     MaxPooling2D,
     ZeroPadding2D,
 )
+from pyconv.validation.cases import CONV_CASES
 
 THREADS = (1, 2, 3, 7)
 BATCHES = (1, 2, 7, 8, 9, 33, 130)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import pyconv
-from cases import reals
 from pyconv import kernels
+from pyconv.validation.cases import reals
 
 # Large enough for every path to be shared among threads; batches that 2, 3 and 7 do not divide.
 CONVS = {

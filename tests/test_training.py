@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import pyconv
-import reference
 from pyconv import losses, metrics, optimizers
 from pyconv.callbacks import Callback, History, Logs
 from pyconv.layers import (
@@ -28,6 +27,7 @@ from pyconv.layers import (
 )
 from pyconv.models import Sequential
 from pyconv.utils import set_random_seed
+from pyconv.validation import reference
 from recorder import Recorder
 
 
@@ -160,7 +160,7 @@ class TestMeansAndDepths:
 
 
 class TestGradients:
-    """Against finite differences of the same network in float64 (built of tests/reference.py)."""
+    """Against finite differences of the same network in float64 (built of the reference)."""
 
     SHAPE = (6, 7, 2)
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import reference
-from cases import FILL_MODES, reals
 from pyconv import kernels
-from reference import UNIT_ROUNDOFF, assert_same_bits, assert_within
+from pyconv.validation import reference
+from pyconv.validation.cases import FILL_MODES, reals
+from pyconv.validation.reference import UNIT_ROUNDOFF, assert_same_bits, assert_within
 
 SHAPES = [(3, 8, 8, 3), (2, 7, 12, 1), (2, 5, 4, 4), (1, 1, 6, 2), (1, 6, 1, 3), (2, 1, 1, 5)]
 

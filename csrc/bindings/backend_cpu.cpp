@@ -159,6 +159,9 @@ void define_backend(py::module_& m) {
   m.def("warp_affine", &warp_affine, arg("x"), arg("indices"), arg("matrices"), arg("out"),
         arg("fill_mode"), arg("cval"), arg("threads"));
   m.def("measure_peak", &measure_peak, arg("seconds") = 0.2);
+#ifdef PYCONV_BREAK_A_TAP
+  m.attr("breaks_a_tap") = true;
+#endif
 }
 
 }  // namespace pyconv::bindings

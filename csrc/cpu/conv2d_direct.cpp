@@ -147,8 +147,14 @@ struct TapTable {
         Tap* const begin = end;
         for (int64_t i = 0; i < row.tap_count; ++i) {
           for (int64_t j = 0; j < col.tap_count; ++j) {
+            int64_t k = col.taps[j].k;
+#ifdef PYCONV_BREAK_A_TAP
+            // Wrong on purpose, for tests of what finds such errors: over an odd number of channels
+            // the last of several taps in a row gets the weights of the one before it.
+            if (conv.depth % 2 == 1 && j > 0 && j == col.tap_count - 1) k = col.taps[j - 1].k;
+#endif
             const Tap tap{(row.taps[i].offset * conv.source_w + col.taps[j].offset) * pixel,
-                          (row.taps[i].k * conv.kernel_w + col.taps[j].k) * conv.depth, conv.depth};
+                          (row.taps[i].k * conv.kernel_w + k) * conv.depth, conv.depth};
             if (join && end > begin && end[-1].x + end[-1].depth == tap.x &&
                 end[-1].w + end[-1].depth == tap.w) {
               end[-1].depth += tap.depth;

@@ -358,16 +358,19 @@ def _pyconv_pass(layer: Layer, name: str, batch: int) -> tuple[Callable[[], Any]
     spare = [backend.current().empty(array.shape) for array in given]
     x, dy = inputs[0], inputs[-1]
     dx, y = spare[0], spare[-1]
-    geometry = (layer.stride, layer.pad)
     if layer.kind == "conv":
-        geometry = (*geometry, 1, layer.groups)
+        geometry: dict[str, Any] = {
+            "strides": layer.stride,
+            "padding": layer.pad,
+            "groups": layer.groups,
+        }
         w, b, dw, db = *inputs[1:3], *spare[1:3]
         results = {"forward": [y], "data": [dx], "weights": [dw, db]}[name]
         calls: dict[str, Callable[[], Any]] = {
-            "forward": lambda: kernels.conv2d(x, w, b, *geometry, out=y),
-            "data": lambda: kernels.conv2d_backward_data(dy, w, x.shape, *geometry, out=dx),
+            "forward": lambda: kernels.conv2d(x, w, b, **geometry, out=y),
+            "data": lambda: kernels.conv2d_backward_data(dy, w, x.shape, **geometry, out=dx),
             "weights": lambda: kernels.conv2d_backward_weights(
-                dy, x, w.shape, *geometry, dw=dw, db=db
+                dy, x, w.shape, **geometry, dw=dw, db=db
             ),
         }
         if layer.is_dense:
@@ -378,7 +381,7 @@ def _pyconv_pass(layer: Layer, name: str, batch: int) -> tuple[Callable[[], Any]
             }
         return calls[name], results
     if layer.kind == "pool":
-        window = (layer.kernel, *geometry)
+        window = (layer.kernel, layer.stride, layer.pad)
         argmax = kernels.max_pool2d(x, *window, out=y)[1]
         if name == "forward":
             return lambda: kernels.max_pool2d(x, *window, out=y, argmax=argmax), [y]

@@ -6,7 +6,8 @@ installed:
     OMP_NUM_THREADS=1 KERAS_BACKEND=tensorflow python tests/data/record.py
 
 Writes torch_ops.npz, keras_ops.npz and tutorial.npz beside itself, and prints the versions, which
-tutorial.npz keeps. Inputs are not stored: tests/cases.py makes them again from counters.
+tutorial.npz keeps. Inputs are not stored: pyconv/validation/cases.py makes them again from
+counters.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]  # the tests, and pyconv
 
 import keras
 import numpy as np
@@ -26,7 +27,7 @@ import tensorflow
 import torch
 import torch.nn.functional as F
 
-from cases import (
+from pyconv.validation.cases import (
     CONV_CASES,
     DENSE_CASES,
     POOL_CASES,
@@ -36,7 +37,7 @@ from cases import (
     tutorial_batch,
     tutorial_weights,
 )
-from reference import conv_geometry, pool_geometry
+from pyconv.validation.reference import conv_geometry, pool_geometry
 
 TORCH_CONVS = (
     *("in3_out17", "in8_out31", "k1x1_stride2", "k5x5", "stride3x2", "dilation2_stride2"),

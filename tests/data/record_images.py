@@ -17,7 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]  # the tests, and pyconv
 warnings.simplefilter("ignore")  # the class is deprecated
 
 import keras
@@ -26,8 +26,8 @@ import PIL
 import scipy
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
-from cases import FILL_MODES
 from image_cases import COLOURS, GEOMETRY, STANDARDS, batch, image
+from pyconv.validation.cases import FILL_MODES
 
 
 def main() -> None:

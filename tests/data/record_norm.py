@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parent))
 import keras
 import numpy as np
 
-from cases import norm_layers, norm_samples, norm_steps, norm_weights
+from pyconv.validation.cases import norm_layers, norm_samples, norm_steps, norm_weights
 
 
 def run(dtype: str, frozen: bool) -> dict[str, np.ndarray]:

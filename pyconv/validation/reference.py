@@ -2,8 +2,8 @@
 
 Names, argument order and defaults are those of `pyconv.kernels`, without `out=`. Arrays are NHWC,
 weights HWIO. Invalid geometry raises ValueError, so that the reference also says which calls are
-legal. `test_reference.py` checks the gradients here by finite differences, and Philox against its
-published vectors.
+legal. `tests/test_reference.py` checks the gradients here by finite differences, and Philox against
+its published vectors.
 """
 
 from __future__ import annotations
@@ -452,6 +452,14 @@ def dropout(x, rate, seed, offset=0) -> np.ndarray:
 dropout_backward = dropout
 
 
+# ------------------------------------------------------------------------------------------- gather
+
+
+def gather(source, indices, scale=1.0) -> np.ndarray:
+    rows = np.clip(indices, 0, len(source) - 1)
+    return np.asarray(source, np.float64)[rows] * scale
+
+
 # --------------------------------------------------------- optimizers: new values, nothing in place
 
 
@@ -530,10 +538,13 @@ def winograd_conv2d(m, x, w, b=None, padding="valid", of=np.asarray) -> np.ndarr
 
 
 def winograd_backward_data(m, dy, w, x_shape, padding="valid", of=np.asarray) -> np.ndarray:
-    """The convolution of dy with the flipped kernel; the padding is at most 2."""
+    """The convolution of dy with the flipped kernel; the padding is at most 2 above and left."""
     *_, pads, _ = conv_geometry(x_shape, w.shape, 1, padding, 1, 1)
     flipped = np.asarray(w)[::-1, ::-1].transpose(0, 1, 3, 2)
-    return winograd_conv2d(m, dy, flipped, None, tuple((2 - a, 2 - b) for a, b in pads), of)
+    # With more below or right, the last rows and columns of dy come from padding alone.
+    sides = tuple((2 - before, max(2 - after, 0)) for before, after in pads)
+    dx = winograd_conv2d(m, dy, flipped, None, sides, of)
+    return dx[:, : x_shape[1], : x_shape[2]]
 
 
 def winograd_backward_weights(m, dy, x, padding="valid", of=np.asarray) -> np.ndarray:
