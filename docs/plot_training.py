@@ -1,9 +1,11 @@
-"""Draws docs/training.png: validation accuracy of pyconv's recorded runs beside Keras's.
+"""Draws docs/training.png and docs/augmentation.png: the accuracy of pyconv's recorded runs beside
+Keras's.
 
     python docs/plot_training.py KERAS.json [KERAS.json ...]
 
-The arguments are recorded Keras runs: a list of {"epoch", "val_accuracy", ...} a file. pyconv's are
-docs/training/seed*.csv, as `pyconv train` wrote them. Prints the means quoted in training.md.
+The arguments are recorded Keras runs: a list of {"epoch", "val_accuracy", ...} a file, the first
+one of 100 epochs. pyconv's are docs/training/*.csv, as `pyconv train` wrote them. Prints the means
+quoted in training.md.
 """
 
 import csv
@@ -45,3 +47,40 @@ for runs in (ours, keras):
     for name, value in last.items():
         print(f"{name}: {100 * value:.2f} % over epochs 21-25")
     print(f"mean: {100 * mean(last.values()):.2f} %")
+
+
+# 100 epochs, without and with augmentation
+def column(name: str, key: str) -> list[float]:
+    path = DOCS / "training" / f"{name}100.csv"
+    return [float(row[key]) for row in csv.DictReader(path.open())]
+
+
+def smooth(curve: list[float]) -> list[float]:
+    """Means of up to five epochs: single ones jump by points."""
+    return [mean(curve[max(0, i - 2) : i + 3]) for i in range(len(curve))]
+
+
+long = {
+    "Keras, test": [r["val_accuracy"] for r in json.loads(Path(sys.argv[1]).read_text())],
+    "pyconv, test": column("plain", "val_accuracy"),
+    "pyconv, training": column("plain", "accuracy"),
+    "pyconv with augmentation, test": column("augmented", "val_accuracy"),
+    "pyconv with augmentation, training": column("augmented", "accuracy"),
+}
+figure = Figure(figsize=(8, 5), layout="constrained")
+axes = figure.subplots()
+for (name, curve), (color, style) in zip(
+    long.items(),
+    (
+        *(("tab:orange", "-"), ("tab:blue", "-"), ("tab:blue", ":")),
+        *(("tab:green", "-"), ("tab:green", ":")),
+    ),
+    strict=True,
+):
+    axes.plot(range(1, len(curve) + 1), smooth(curve), style, color=color, label=name)
+axes.set(xlabel="Epoch", ylabel="Accuracy, mean of five epochs", title="100 epochs on CIFAR-10")
+axes.grid(alpha=0.3)
+axes.legend()
+figure.savefig(DOCS / "augmentation.png", dpi=100)
+for name, curve in long.items():
+    print(f"{name}: {100 * mean(curve[90:100]):.2f} % over epochs 91-100")

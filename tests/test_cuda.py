@@ -114,7 +114,7 @@ def has_a_window(case) -> bool:
     return min(kernels.window_output_size(case.x[1:3], case.kernel, *geometry)) >= 2
 
 
-@pytest.mark.parametrize("case", filter(has_a_window, TF32_CASES), ids=lambda c: c.name)
+@pytest.mark.parametrize("case", list(filter(has_a_window, TF32_CASES)), ids=lambda c: c.name)
 def test_tf32_gradients_of_pooled_integers_are_exact(tf32, case):
     x, w = integers("x", case.x), integers("w", case.w)
     expected, winner = reference.conv2d_pool(x, w, **case.geometry)

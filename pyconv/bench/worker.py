@@ -127,6 +127,7 @@ class Worker:
         self.turn, best = None, {}
         candidates: dict[str, float] = {}
         for mode in self.contestant.modes(task, batch, self.setting):
+            mode.reset()  # modes may share a network
             outputs = mode.outputs()[:CHECKED].tolist()
             for _ in range(2):  # compiled at the first call, settled at the second
                 mode.run(1)
