@@ -8,18 +8,10 @@ import pytest
 from pyconv import kernels
 from pyconv.validation import reference
 from pyconv.validation.cases import integers, reals
-from pyconv.validation.reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within
+from pyconv.validation.checks import activation_bound
+from pyconv.validation.reference import assert_same, assert_same_bits, assert_within
 
 SHAPES = [(), (0,), (1,), (3,), (15,), (16,), (17,), (31,), (33,), (2, 3, 5, 7), (70_001,)]
-
-# Roundings, in units of u, that docs/correctness.md counts, of the value and of the gradient.
-ROUNDINGS = {"sigmoid": (5, 3), "tanh": (5, 4), "leaky_relu": (1, 1), "softplus": (7, 4)}
-# Below the smallest normal number a result has a rounding of its own; CUDA may flush it to 0.
-UNDERFLOW = 2.0**-126
-
-
-def bound(name, backward, expected, scale=1.0):
-    return 1.01 * ROUNDINGS[name][backward] * UNIT_ROUNDOFF * np.abs(expected) + UNDERFLOW * scale
 
 
 @pytest.mark.parametrize("name", kernels.POINTWISE)
@@ -28,10 +20,10 @@ def test_values_and_places(target, name, shape, guarded):
     x, dy = np.asarray(reals("x", shape) * np.float32(20)), reals("dy", shape)
     y = kernels.activate(x, name)
     expected = reference.activate(x, name)
-    assert_within(y, expected, bound(name, False, expected), f"{name} {shape}")
+    assert_within(y, expected, activation_bound(name, False, expected), f"{name} {shape}")
     dx = kernels.activate_backward(dy, y, name)
     expected = reference.activate_backward(dy, y, name)
-    assert_within(dx, expected, bound(name, True, expected), f"{name} backward {shape}")
+    assert_within(dx, expected, activation_bound(name, True, expected), f"{name} backward {shape}")
     for offset in (1, 7):
         out = guarded.empty(shape, offset=offset)
         assert kernels.activate(guarded.like(x, offset), name, out=out) is out
@@ -58,11 +50,14 @@ def test_the_whole_range_of_float32(target, name):
     x = np.concatenate([x, -x]).astype(np.float32)
     y = kernels.activate(x, name)
     expected = reference.activate(x, name)
-    assert_within(y, expected, bound(name, False, expected), name)
+    assert_within(y, expected, activation_bound(name, False, expected), name)
     dy = np.ones_like(y)
     expected = reference.activate_backward(dy, y, name)
     assert_within(
-        kernels.activate_backward(dy, y, name), expected, bound(name, True, expected), name
+        kernels.activate_backward(dy, y, name),
+        expected,
+        activation_bound(name, True, expected),
+        name,
     )
 
 

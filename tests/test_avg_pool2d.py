@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyconv import kernels
 from pyconv.validation import reference
 from pyconv.validation.cases import POOL_CASES, PoolCase, integers, reals
+from pyconv.validation.checks import largest_windows, windows_around
 from pyconv.validation.reference import (
     UNIT_ROUNDOFF,
     assert_same,
@@ -33,17 +34,6 @@ def problem(case: PoolCase, numbers=integers) -> SimpleNamespace:
     for array in (x, dy):
         array.flags.writeable = False
     return SimpleNamespace(x=x, y=y, dy=dy, dx=dx)
-
-
-def largest_windows(case: PoolCase) -> tuple[int, int]:
-    """The rows and columns that a window has in the image at most."""
-    pool, _, _, _ = reference.pool_geometry(case.x, *case.geometry.values())
-    return min(pool[0], case.x[1]), min(pool[1], case.x[2])
-
-
-def windows_around(case: PoolCase) -> int:
-    pool, strides, _, _ = reference.pool_geometry(case.x, *case.geometry.values())
-    return -(-pool[0] // strides[0]) * -(-pool[1] // strides[1])
 
 
 @all_cases

@@ -10,6 +10,12 @@ from hypothesis import strategies as st
 from pyconv import kernels
 from pyconv.validation import reference
 from pyconv.validation.cases import integers, reals
+from pyconv.validation.checks import (
+    norm_gradient_bounds,
+    norm_training_bounds,
+    normalized_bound,
+    rows_of,
+)
 from pyconv.validation.reference import UNIT_ROUNDOFF, assert_same, assert_same_bits, assert_within
 
 SHAPES = [
@@ -19,44 +25,11 @@ SHAPES = [
 ]
 
 
-def additions(count: int) -> float:
-    """Roundings, in units of u, that a sum of `count` terms may show (see sum_bound)."""
-    return min(count, 8.0 * np.sqrt(count))
-
-
-def rows_of(x) -> np.ndarray:
-    return np.asarray(x, np.float64).reshape(-1, x.shape[-1])
-
-
 def inputs(shape, offset=0.0, scale=1.0):
     """x, gamma, beta, moving mean and variance, dy."""
     x = (reals("x", shape) * scale + offset).astype(np.float32)
     gamma, beta, mean = (reals(name, shape[-1:]) for name in ("gamma", "beta", "mean"))
     return x, gamma, beta, mean, np.abs(reals("variance", shape[-1:])), reals("dy", shape)
-
-
-def moment_errors(x, epsilon):
-    """How far the mean, the variance and `inverse` (relatively) may be off.
-
-    Deviations are taken from the means of chunks of rows: they round once, their squares once more.
-    Sums of a chunk round `additions` times, and are combined in double. Deviations from a chunk's
-    own mean are on average at most twice those from any other number, their squares at most equal.
-    A chunk's mean, off by u (additions + 1) of its deviations, enters the variance twice.
-    """
-    rows = rows_of(x)
-    u, k = 1.01 * UNIT_ROUNDOFF, additions(len(rows))
-    mean, variance = rows.mean(axis=0), rows.var(axis=0)
-    of_mean = u * (np.abs(mean) + 2 * (k + 1) * np.abs(rows - mean).mean(axis=0))
-    of_variance = u * (k + 3 + 2 * (k + 1)) * variance + 2.0**-126
-    of_inverse = of_variance / (variance + epsilon) / 2 + u
-    return of_mean, of_variance, of_inverse
-
-
-def normalized_error(x, y, mean, scale):
-    """The error of scale * (x - mean) + beta: the difference, the scale and the product round once
-    each, and the sum."""
-    of_product = 3 * np.abs((np.asarray(x, np.float64) - mean) * scale)
-    return 1.01 * UNIT_ROUNDOFF * (of_product + np.abs(y)) + 2.0**-126
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -66,7 +39,7 @@ def test_inference(target, shape, guarded):
         y = kernels.batch_norm(x, g, b, mean, variance)
         expected = reference.batch_norm(x, g, b, mean, variance)
         scale = (1 if g is None else g) / np.sqrt(variance + 1e-3)
-        assert_within(y, expected, normalized_error(x, expected, mean, scale), f"{shape}")
+        assert_within(y, expected, normalized_bound(x, expected, mean, scale), f"{shape}")
     for offset in (1, 7):
         arrays = [guarded.like(a, offset) for a in (x, mean, variance)]
         out = guarded.empty(shape, offset=offset)
@@ -81,40 +54,18 @@ def check_training(shape, offset, scale, momentum=0.75, epsilon=1e-3):
     x, gamma, beta, *moving, dy = inputs(shape, offset, scale)
     before = [array.copy() for array in moving]
     y, mean, inverse = kernels.batch_norm_training(x, gamma, beta, *moving, momentum, epsilon)
-    of_y, of_mean, of_inverse, *of_moving = reference.batch_norm_training(
-        x, gamma, beta, *before, momentum, epsilon
-    )
-    mean_error, variance_error, inverse_error = moment_errors(x, epsilon)
-    what = f"{shape} {offset}"
-    assert_within(mean, of_mean, mean_error, f"mean {what}")
-    assert_within(inverse, of_inverse, inverse_error * of_inverse, f"inverse {what}")
-    for got, expected, error in zip(moving, of_moving, (mean_error, variance_error)):
-        rounding = 1.01 * UNIT_ROUNDOFF * np.abs(expected)
-        assert_within(got, expected, (1 - momentum) * error + rounding, f"moving {what}")
-    factor = np.abs(gamma * of_inverse)
-    of_product = np.abs(x - of_mean) * factor
-    bound = normalized_error(x, of_y, of_mean, factor) + factor * mean_error * (1 + 1e-6)
-    assert_within(y, of_y, bound + of_product * inverse_error, f"y {what}")
+    expected = reference.batch_norm_training(x, gamma, beta, *before, momentum, epsilon)
+    bounds = norm_training_bounds(x, gamma, momentum, epsilon, expected)
+    names = ("y", "mean", "inverse", "moving mean", "moving variance")
+    for name, *of in zip(names, (y, mean, inverse, *moving), expected, bounds, strict=True):
+        assert_within(*of, f"{name} {shape} {offset}")
 
     # The gradients are of what the forward pass handed on.
-    n = len(rows_of(x))
-    u, k = 1.01 * UNIT_ROUNDOFF, additions(n)
     got = kernels.batch_norm_backward(dy, x, gamma, mean, inverse)
-    dx, dgamma, dbeta = reference.batch_norm_backward(dy, x, gamma, mean, inverse)
-    d = x.astype(np.float64) - mean
-    of_dy = k * rows_of(np.abs(dy)).sum(axis=0)
-    # The difference and the product round, and their sum.
-    of_product = (k + 2) * rows_of(np.abs(dy * d)).sum(axis=0)
-    assert_within(got[2], dbeta, u * (of_dy + np.abs(dbeta)), f"dbeta {what}")
-    assert_within(got[1], dgamma, u * (inverse * of_product + np.abs(dgamma)), f"dgamma {what}")
-    # dx = (dy - shift - d * slope) * scale: shift, slope, scale and all steps round.
-    shift, slope = dbeta / n, inverse.astype(np.float64) * dgamma / n
-    rest = np.abs(dy - shift)
-    of_rest = of_dy / n + np.abs(shift) + rest
-    of_slope = inverse.astype(np.float64) ** 2 * of_product / n + np.abs(slope)
-    of_last = np.abs(d) * of_slope + 2 * np.abs(d * slope) + rest + np.abs(d * slope)
-    bound = u * np.abs(gamma * inverse) * (of_rest + of_last) + 2 * u * np.abs(dx) + 2.0**-126
-    assert_within(got[0], dx, bound, f"dx {what}")
+    expected = reference.batch_norm_backward(dy, x, gamma, mean, inverse)
+    bounds = norm_gradient_bounds(dy, x, gamma, mean, inverse, expected)
+    for name, *of in zip(("dx", "dgamma", "dbeta"), got, expected, bounds, strict=True):
+        assert_within(*of, f"{name} {shape} {offset}")
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])

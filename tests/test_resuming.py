@@ -33,7 +33,15 @@ from pyconv.callbacks import (
     ReduceLROnPlateau,
 )
 from pyconv.callbacks import backup as backup_module
-from pyconv.layers import Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
+from pyconv.layers import (
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    Input,
+    MaxPooling2D,
+)
 from pyconv.models import Sequential, load_model
 from pyconv.optimizers import SGD, Adam, schedules
 from pyconv.preprocessing.image import ImageDataGenerator
@@ -220,6 +228,21 @@ def test_goes_on_from_the_end_of_an_epoch(optimizer, moment, tmp_path, target):
     with pytest.raises(CrashError):
         fit(BackupAndRestore(tmp_path), crash_before(moment))
     assert_same(fit(BackupAndRestore(tmp_path)), expected)
+
+
+@pytest.mark.parametrize("moment", range(1, 3 * STEPS, 2))
+def test_moving_averages_go_on(moment, tmp_path):
+    def fit(*callbacks):
+        set_random_seed(1)
+        layers = [Input((8, 8, 1)), Conv2D(4, 3), BatchNormalization(), Flatten(), Dense(3)]
+        model = Sequential(layers)
+        model.compile(SGD(0.1, momentum=0.9), "mse")
+        return result(model, model.fit(*data(), BATCH, EPOCHS, verbose=0, callbacks=callbacks))
+
+    expected, backup = fit(), BackupAndRestore(tmp_path, save_freq=1)
+    with pytest.raises(CrashError):
+        fit(backup, crash_before(moment))
+    assert_same(fit(backup), expected)
 
 
 @pytest.mark.parametrize("moment", [STEPS, STEPS + 2, 3 * STEPS, 3 * STEPS + 1])

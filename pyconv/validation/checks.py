@@ -45,7 +45,7 @@ class Check:
         passes: what tables call its results, in order; None for one that is not compared.
         bounds: of the results: largest error, elementwise or one number; 0 where they are exact.
         expected: the results in float64.
-        overwritten: for functions that return nothing, which arguments are the results.
+        overwritten: which arguments are results, too, behind what the function returns.
     """
 
     function: str
@@ -70,10 +70,10 @@ class Check:
                 name: device.to_device(a) if isinstance(a, np.ndarray) else a
                 for name, a in self.options.items()
             }
-            results = getattr(kernels, self.function)(*arguments, **options)
-        if self.overwritten:
-            results = tuple(arguments[index] for index in self.overwritten)
-        return tuple(map(backend.to_host, as_tuple(results)))
+            returned = getattr(kernels, self.function)(*arguments, **options)
+        results = () if returned is None else as_tuple(returned)
+        results += tuple(arguments[index] for index in self.overwritten)
+        return tuple(map(backend.to_host, results))
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
@@ -298,8 +298,7 @@ def max_pool2d(case: PoolCase, draw: Draw) -> Iterator[Check]:
     y, argmax = reference.max_pool2d(x, **case.geometry)
     dy = draw("dy", y.shape)
     # An input collects at most one gradient from each window that covers it.
-    pool, strides, _, _ = reference.pool_geometry(case.x, *case.geometry.values())
-    terms = -(-pool[0] // strides[0]) * -(-pool[1] // strides[1])
+    terms = windows_around(case)
     size = reference.max_pool2d_backward(np.abs(dy), argmax, case.x, **case.geometry)
     yield check(
         "max_pool2d_backward",
@@ -307,6 +306,38 @@ def max_pool2d(case: PoolCase, draw: Draw) -> Iterator[Check]:
         {"data": _sums(draw, terms, size)},
         **case.geometry,
     )
+
+
+def largest_windows(case: PoolCase) -> tuple[int, int]:
+    """The rows and columns that a window has in the image at most."""
+    pool, _, _, _ = reference.pool_geometry(case.x, *case.geometry.values())
+    return min(pool[0], case.x[1]), min(pool[1], case.x[2])
+
+
+def windows_around(case: PoolCase) -> int:
+    """How many windows an element lies in at most."""
+    pool, strides, _, _ = reference.pool_geometry(case.x, *case.geometry.values())
+    return -(-pool[0] // strides[0]) * -(-pool[1] // strides[1])
+
+
+def avg_pool2d(case: PoolCase, draw: Draw) -> Iterator[Check]:
+    x = draw("x", case.x)
+    size = reference.avg_pool2d(np.abs(x), **case.geometry)
+    # Rows + columns, not rows * columns; the division is the one that sum_bound adds.
+    forward = _sums(draw, sum(largest_windows(case)), size)
+    yield check("avg_pool2d", (draw.spoilt(x),), {"forward": forward}, **case.geometry)
+    dy = draw("dy", size.shape)
+    size = reference.avg_pool2d_backward(np.abs(dy), case.x, **case.geometry)
+    # One rounding of the share, and those of the sum of products.
+    data = {"data": sum_bound(windows_around(case) + 1, size)}
+    yield check("avg_pool2d_backward", (draw.spoilt(dy), case.x), data, **case.geometry)
+
+
+def pad2d(case: problems.PadCase, draw: Draw) -> Iterator[Check]:
+    x = draw("x", case.x)
+    yield check("pad2d", (draw.spoilt(x), case.padding), {"forward": 0.0})
+    dy = draw("dy", reference.pad2d(x, case.padding).shape)
+    yield check("pad2d_backward", (draw.spoilt(dy), case.padding), {"data": 0.0})
 
 
 # -------------------------------------------------------------------------------------------- dense
@@ -338,6 +369,34 @@ def relu(case: problems.ArrayCase, draw: Draw) -> Iterator[Check]:
     x, dy = draw("x", case.x), draw("dy", case.x)
     yield check("relu", (draw.spoilt(x),), {"forward": 0.0})
     yield check("relu_backward", (draw.spoilt(dy), draw("y", case.x)), {"data": 0.0})
+
+
+# Roundings, in units of u, that docs/correctness.md counts, of the value and of the gradient.
+ACTIVATION_ROUNDINGS = {
+    "sigmoid": (5, 3),
+    "tanh": (5, 4),
+    "leaky_relu": (1, 1),
+    "softplus": (7, 4),
+}
+
+
+def activation_bound(name: str, backward: bool, expected: Array, scale: Any = 1.0) -> Array:
+    """`scale` is what a result below the smallest normal number, which may be 0, is multiplied
+    by."""
+    count = 1.01 * ACTIVATION_ROUNDINGS[name][backward]
+    with np.errstate(invalid="ignore"):
+        bound = count * UNIT_ROUNDOFF * np.abs(expected) + 2.0**-126 * np.maximum(scale, 1.0)
+    return np.asarray(bound)
+
+
+def activation(case: problems.ActivationCase, draw: Draw) -> Iterator[Check]:
+    name, x = case.function, draw("x", case.x) * np.float32(20)
+    spoilt, dy = draw.spoilt(x), draw("dy", case.x)
+    bound = activation_bound(name, False, reference.activate(spoilt, name))
+    yield check("activate", (spoilt, name), {"forward": bound})
+    y = reference.activate(x, name).astype(np.float32)
+    bound = activation_bound(name, True, reference.activate_backward(dy, y, name), np.abs(dy))
+    yield check("activate_backward", (dy, y, name), {"data": bound})
 
 
 def additions(count: int) -> float:
@@ -398,6 +457,105 @@ def softmax_cross_entropy_bounds(z: Array, labels: Array) -> tuple[Array, Array,
         relative * of_p + UNDERFLOW,
         1.01 * of_dlogits / max(n, 1) + UNDERFLOW * (1 + total),
     )
+
+
+# ------------------------------------------------------------------------------ batch normalization
+
+
+def rows_of(x: Array) -> Array:
+    return np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+
+
+def moment_bounds(x: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """How far the mean, the variance and `inverse` (relatively) may be off.
+
+    Deviations are taken from the means of chunks of rows: they round once, their squares once more.
+    Sums of a chunk round `additions` times, and are combined in double. Deviations from a chunk's
+    own mean are on average at most twice those from any other number, their squares at most equal.
+    A chunk's mean, off by u (additions + 1) of its deviations, enters the variance twice.
+    """
+    rows = rows_of(x)
+    u, k = 1.01 * UNIT_ROUNDOFF, additions(len(rows))
+    mean, variance = rows.mean(axis=0), rows.var(axis=0)
+    of_mean = u * (np.abs(mean) + 2 * (k + 1) * np.abs(rows - mean).mean(axis=0))
+    of_variance = u * (k + 3 + 2 * (k + 1)) * variance + 2.0**-126
+    of_inverse = of_variance / (variance + epsilon) / 2 + u
+    return of_mean, of_variance, of_inverse
+
+
+def normalized_bound(x: Array, y: Array, mean: Array, scale: Array) -> Array:
+    """Of scale * (x - mean) + beta: the difference, the scale and the product round once each, and
+    the sum."""
+    of_product = 3 * np.abs((np.asarray(x, np.float64) - mean) * scale)
+    return np.asarray(1.01 * UNIT_ROUNDOFF * (of_product + np.abs(y)) + 2.0**-126)
+
+
+def norm_training_bounds(
+    x: Array, gamma: Array, momentum: float, epsilon: float, expected: tuple[Array, ...]
+) -> tuple[Array, ...]:
+    """Of y, the mean, `inverse` and both moving averages, in float64 as `expected`."""
+    y, mean, inverse, *moving = expected
+    of_mean, of_variance, of_inverse = moment_bounds(x, epsilon)
+    factor = np.abs(gamma * inverse)
+    of_y = normalized_bound(x, y, mean, factor) + factor * of_mean * (1 + 1e-6)
+    of_y = of_y + np.abs(x - mean) * factor * of_inverse
+    of_moving = (
+        (1 - momentum) * error + 1.01 * UNIT_ROUNDOFF * np.abs(value)
+        for value, error in zip(moving, (of_mean, of_variance))
+    )
+    return of_y, of_mean, of_inverse * inverse, *of_moving
+
+
+def norm_gradient_bounds(
+    dy: Array, x: Array, gamma: Array, mean: Array, inverse: Array, expected: tuple[Array, ...]
+) -> tuple[Array, ...]:
+    """Of dx, dgamma and dbeta; `mean` and `inverse` are what the forward pass has handed on."""
+    dx, dgamma, dbeta = expected
+    n, u = len(rows_of(x)), 1.01 * UNIT_ROUNDOFF
+    k, inverse = additions(n), inverse.astype(np.float64)
+    d = x.astype(np.float64) - mean
+    of_dy = k * rows_of(np.abs(dy)).sum(axis=0)
+    # The difference and the product round, and their sum.
+    of_product = (k + 2) * rows_of(np.abs(dy * d)).sum(axis=0)
+    # dx = (dy - shift - d * slope) * scale: shift, slope, scale and all steps round.
+    shift, slope = dbeta / n, inverse * dgamma / n
+    rest = np.abs(dy - shift)
+    of_rest = of_dy / n + np.abs(shift) + rest
+    of_slope = inverse**2 * of_product / n + np.abs(slope)
+    of_last = np.abs(d) * of_slope + 2 * np.abs(d * slope) + rest + np.abs(d * slope)
+    of_dx = u * np.abs(gamma * inverse) * (of_rest + of_last) + 2 * u * np.abs(dx) + 2.0**-126
+    return of_dx, u * (inverse * of_product + np.abs(dgamma)), u * (of_dy + np.abs(dbeta))
+
+
+def batch_norm(case: problems.NormCase, draw: Draw) -> Iterator[Check]:
+    momentum, epsilon = 0.75, 1e-3
+    x = (draw("x", case.x) + case.center).astype(np.float32)
+    gamma, beta, mean = (draw(name, case.x[-1:]) for name in ("gamma", "beta", "mean"))
+    variance, dy = np.abs(draw("variance", case.x[-1:])), draw("dy", case.x)
+    for g, b in ((gamma, beta), (None, None)):
+        given = (x, g, b, mean, variance, epsilon)
+        y = reference.batch_norm(*given)
+        scale = (1.0 if g is None else g) / np.sqrt(variance + epsilon)
+        yield check("batch_norm", given, {"inference": normalized_bound(x, y, mean, scale)})
+    arguments = (x, gamma, beta, mean, variance, momentum, epsilon)
+    expected = reference.batch_norm_training(*arguments)
+    bounds = norm_training_bounds(x, gamma, momentum, epsilon, expected)
+    yield Check(
+        "batch_norm_training",
+        arguments,
+        ("forward", "mean", "inverse", "moving_mean", "moving_variance"),
+        tuple(map(_constant, bounds)),
+        expected=expected,
+        overwritten=(3, 4),
+    )
+    moments = expected[1].astype(np.float32), expected[2].astype(np.float32)
+    gradients = reference.batch_norm_backward(dy, x, gamma, *moments)
+    bounds = norm_gradient_bounds(dy, x, gamma, *moments, gradients)
+    results = dict(zip(("data", "gamma", "beta"), bounds))
+    yield check("batch_norm_backward", (dy, x, gamma, *moments), results, gradients)
+
+
+# ------------------------------------------------------------------------------------------ softmax
 
 
 def softmax(case: problems.LogitsCase, draw: Draw) -> Iterator[Check]:
@@ -616,11 +774,52 @@ OPERATIONS: dict[str, Operation] = {
         math_modes=is_plain,
     ),
     "max_pool2d": Operation(POOL_CASES, max_pool2d, problems.random_pool),
+    "avg_pool2d": Operation(POOL_CASES, avg_pool2d, problems.random_pool),
+    "pad2d": Operation(
+        tuple(
+            problems.PadCase(f"{shape} {padding}", shape, padding)
+            for shape, padding in (
+                ((2, 4, 5, 3), 1),
+                ((2, 4, 5, 16), (2, 0)),
+                ((3, 6, 4, 33), ((0, 3), (1, 2))),
+                ((2, 6, 7, 5), ((-2, 3), (4, -1))),
+                ((2, 60, 50, 20), ((1, 0), (0, 1))),
+            )
+        ),
+        pad2d,
+        problems.random_pad,
+    ),
     "dense": Operation(DENSE_CASES, dense, problems.random_dense),
     "relu": Operation(
         tuple(problems.ArrayCase(str(shape), shape) for shape in _SHAPES),
         relu,
         lambda rng: problems.ArrayCase("random", problems.random_shape(rng)),
+    ),
+    "activation": Operation(
+        tuple(
+            problems.ActivationCase(f"{shape} {name}", shape, name)
+            for shape in _SHAPES
+            for name in ACTIVATION_ROUNDINGS
+        ),
+        activation,
+        lambda rng: problems.ActivationCase(
+            "random", problems.random_shape(rng), str(rng.choice(list(ACTIVATION_ROUNDINGS)))
+        ),
+    ),
+    "batch_norm": Operation(
+        tuple(
+            problems.NormCase(f"{shape} {center}", shape, center)
+            for shape in (
+                *((1, 1), (3, 5), (1, 17), (700, 1), (513, 16), (64, 33), (1030, 128)),
+                *((2, 5, 7, 8), (3, 8, 8, 40), (4, 13, 13, 20)),
+            )
+            for center in (0.0, 1000.0)
+        ),
+        batch_norm,
+        lambda rng: problems.NormCase(
+            "random", (*problems.random_shape(rng)[:3], int(rng.integers(1, 140)))
+        ),
+        ("reals",),
     ),
     "softmax": Operation(_LOGITS, softmax, _random_logits, _FINITE),
     "softmax_cross_entropy": Operation(_LOGITS, softmax_cross_entropy, _random_logits, _FINITE),

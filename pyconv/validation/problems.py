@@ -28,6 +28,29 @@ class ArrayCase:
 
 
 @dataclass(frozen=True)
+class ActivationCase:
+    name: str
+    x: tuple[int, ...]
+    function: str = "sigmoid"
+
+
+@dataclass(frozen=True)
+class NormCase:
+    """Rows of x, the last axis being channels, and where they lie."""
+
+    name: str
+    x: tuple[int, ...]
+    center: float = 0.0
+
+
+@dataclass(frozen=True)
+class PadCase:
+    name: str
+    x: tuple[int, ...]
+    padding: Any = 1
+
+
+@dataclass(frozen=True)
 class LogitsCase:
     name: str
     batch: int
@@ -157,7 +180,7 @@ def _parse(key: str, text: str) -> Any:
     words = {"none": None, "true": True, "false": False}
     if text in words:
         return words[text]
-    return text if text.isalpha() else _number(key, text)
+    return text if text.replace("_", "").isalpha() else _number(key, text)
 
 
 def _number(key: str, text: str) -> int | float:
@@ -248,6 +271,12 @@ def random_pool(rng: np.random.Generator) -> PoolCase:
         except ValueError:
             continue
         return case
+
+
+def random_pad(rng: np.random.Generator) -> PadCase:
+    size = (int(rng.integers(1, 5)), *_pair(rng, 1, 25), int(rng.choice(_CHANNELS)))
+    sides = _pair(rng, 0, 6), _pair(rng, 0, 6)
+    return PadCase("random", size, sides)
 
 
 def random_dense(rng: np.random.Generator) -> DenseCase:
