@@ -48,11 +48,11 @@ LEAST_COVER = 128
 BLACKWELL = ("100", "120")
 LESS_SHARE = {
     ("75", "weights_kernel<64, Masked>"): 0.79,
-    **{
-        (sm, f"gemm_kernel<{rows}, 64, Pooled, Store>"): 0.79
-        for sm in BLACKWELL
-        for rows in (128, 64)
-    },
+    **{(sm, "gemm_kernel<128, 64, Pooled, Store>"): 0.79 for sm in BLACKWELL},
+    # Of 64 positions: half the threads load as many weights.
+    **{(sm, "gemm_kernel<64, 64, Pooled, Store>"): 0.79 for sm in sass.MULTIPROCESSORS},
+    **{(sm, "gemm_kernel<64, 32, Pooled, Store>"): 0.69 for sm in sass.MULTIPROCESSORS},
+    ("75", "gemm_kernel<64, 64, Pooled, Store>"): 0.78,
     **{(sm, "weights_kernel<64, Masked>"): 0.78 for sm in BLACKWELL},
     **{(sm, "weights_kernel<32, Masked>"): 0.68 for sm in BLACKWELL},
     **{(sm, "weights_kernel<64, Pooled>"): 0.75 for sm in sass.MULTIPROCESSORS},
@@ -73,6 +73,7 @@ BLOCKS = {
 FEWER_BLOCKS = {
     ("75", "gemm_kernel<128, 64"): 2,
     ("75", "gemm_kernel<64, 64"): 4,
+    **{(sm, "gemm_kernel<64, 64"): 5 for sm in ("86", "89", "120")},
     ("75", "gemm_kernel<64, 32"): 5,
     ("75", "dense_kernel"): 1,
     ("75", "weights_kernel<64"): 3,
