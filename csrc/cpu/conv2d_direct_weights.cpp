@@ -50,6 +50,11 @@ struct WeightsCut {
     return float_bytes * block_size() * panels * panel_lanes <= most_bytes;
   }
   int64_t vectors(int64_t panel) const { return panel_vectors(features, panel % group_panels); }
+  // How many panels before `end` a tile may take at once: whole ones, of a group.
+  int64_t run(int64_t panel, int64_t end) const {
+    const int64_t in_group = panel % group_panels, whole = features / panel_lanes;
+    return max(1, min(end - panel, whole - in_group));
+  }
 };
 
 // How a block of x is copied along one axis: either the stretch that its outputs' taps span, shared
@@ -369,6 +374,7 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
         }
       }
       tile.overwrite = block == block_begin;
+      tile.dy_panel = panel_size;
 
       // Whole images lie behind one another; rows of one image, too.
       const int64_t at = (image * s.oh + row) * s.ow * s.oc;
@@ -379,7 +385,8 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
         pack_gradient(dy + at + feature, mask, s.oc, images * rows * s.ow, cut.vectors(p),
                       cut.features - first, to, add_bias ? bias + feature : nullptr);
       };
-      const auto run_row_tile = [&](int64_t p, int64_t row_tile, const float* packed) {
+      const auto run_row_tile = [&](int64_t p, int64_t count, int64_t row_tile,
+                                    const float* packed) {
         const int64_t group = p / cut.group_panels;
         const int64_t first = p % cut.group_panels * panel_lanes;
         const int64_t r0 = part_begin(cut.rows, row_tiles, row_tile);
@@ -389,6 +396,7 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
           tile.dw[r - r0] = sums + dw_rows[group * cut.rows + r] + first;
         }
         tile.dy = packed;
+        tile.panels = count;
         tile.features = cut.features - first;
         run_tile(tile, cut.vectors(p), r1 - r0);
       };
@@ -398,15 +406,22 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
         for (int64_t p = panel_begin; p < panel_end; ++p) {
           pack(p, dy_copy + (p - panel_begin) * panel_size, add_bias);
         }
-        for (int64_t t = tile_begin; t < tile_end; ++t) {
-          for (int64_t p = panel_begin; p < panel_end; ++p) {
-            run_row_tile(p, t, dy_copy + (p - panel_begin) * panel_size);
+        // So many panels at a time stay in the first-level cache, beside x and what is stored.
+        constexpr int64_t kept_bytes = 16 * 1024;
+        const int64_t kept = max(1, kept_bytes / (float_bytes * panel_size));
+        for (int64_t begin = panel_begin; begin < panel_end; begin += kept) {
+          const int64_t end = min(begin + kept, panel_end);
+          for (int64_t t = tile_begin; t < tile_end; ++t) {
+            for (int64_t p = begin, count; p < end; p += count) {
+              count = cut.run(p, end);
+              run_row_tile(p, count, t, dy_copy + (p - panel_begin) * panel_size);
+            }
           }
         }
       } else {
         for (int64_t p = panel_begin; p < panel_end; ++p) {
           pack(p, dy_copy, add_bias);
-          for (int64_t t = tile_begin; t < tile_end; ++t) run_row_tile(p, t, dy_copy);
+          for (int64_t t = tile_begin; t < tile_end; ++t) run_row_tile(p, 1, t, dy_copy);
         }
       }
     }

@@ -126,19 +126,23 @@ static void compute(const UnpackedForwardTile& tile) {
 
 // ---------------------------------------------------------------------------------------------
 // Sums over pixels:  dw[p, f] += sum_pixel x[p][pixel] * dy[pixel, f]
+//
+// for the features of some panels, one panel after the other.
 
 struct WeightsTile {
   const float* x[max_tile_rows];    // what each row of the weights multiplies, at the first pixel
   int64_t x_image, x_row, x_pixel;  // steps between images, rows and pixels of x
-  const float* dy;                  // panel: [images * rows * pixels][Q * lanes]
+  const float* dy;                  // panels: [images * rows * pixels][Q * lanes] each
+  int64_t panels, dy_panel;         // how many, all whole if several, and the step between them
   int64_t images, rows, pixels;
   float* dw[max_tile_rows];  // where each row of sums goes
   int64_t features;          // how many features of the panel exist
   bool overwrite;            // start from zero instead of what dw holds
 };
 
+// Of the panel dy, whose sums begin at this column of dw's.
 template <int P, int Q>
-static void compute(const WeightsTile& tile) {
+static void sum_pixels(const WeightsTile& tile, const float* dy, int64_t column) {
   vec sum[P][Q];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
@@ -147,7 +151,6 @@ static void compute(const WeightsTile& tile) {
       sum[p][q] = zero();
     }
   }
-  const float* dy = tile.dy;
   for (int64_t image = 0; image < tile.images; ++image) {
     for (int64_t row = 0; row < tile.rows; ++row) {
       const float* x[P];
@@ -176,7 +179,7 @@ static void compute(const WeightsTile& tile) {
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
     for (int q = 0; q < Q; ++q) {
-      float* const dw = tile.dw[p] + q * lanes;
+      float* const dw = tile.dw[p] + column + q * lanes;
       if (whole) {
         store(dw, tile.overwrite ? sum[p][q] : add(load(dw), sum[p][q]));
       } else {
@@ -184,6 +187,13 @@ static void compute(const WeightsTile& tile) {
         store_n(dw, tile.overwrite ? sum[p][q] : add(load_n(dw, count), sum[p][q]), count);
       }
     }
+  }
+}
+
+template <int P, int Q>
+static void compute(const WeightsTile& tile) {
+  for (int64_t panel = 0; panel < tile.panels; ++panel) {
+    sum_pixels<P, Q>(tile, tile.dy + panel * tile.dy_panel, panel * Q * lanes);
   }
 }
 
