@@ -1,6 +1,9 @@
 // NumPy's arrays, for the CPU and for the emulated device.
 #include <pybind11/numpy.h>
 
+#include <cstdlib>
+#include <cstring>
+
 #include "array.hpp"
 
 #ifdef PYCONV_EMULATED_DEVICE
@@ -12,6 +15,19 @@ void ptxcpu_unregister_buffer(const void* pointer);
 
 namespace pyconv::bindings {
 
+namespace {
+
+// Whether the numbers are of a type such as "float32", in this machine's byte order. By its letter
+// and size: to make NumPy's object for a name takes longer than a small kernel runs.
+bool has_dtype(const py::array& array, const char* name) {
+  const py::dtype found = array.dtype();
+  const int64_t bits = std::atoi(std::strpbrk(name, "0123456789"));
+  const bool native = found.byteorder() == '=' || found.byteorder() == '|';
+  return native && found.kind() == *name && 8 * found.itemsize() == bits;
+}
+
+}  // namespace
+
 bool is_array(const py::handle& object) { return py::isinstance<py::array>(object); }
 
 Array::Array(const py::handle& object, const char* name, Access access, const char* dtype)
@@ -22,7 +38,7 @@ Array::Array(const py::handle& object, const char* name, Access access, const ch
         ". Received: " + std::string(py::str(py::type::of(object).attr("__name__"))) + ".");
   }
   const auto array = py::reinterpret_borrow<py::array>(object);
-  if (!array.dtype().equal(py::dtype(dtype))) {
+  if (!has_dtype(array, dtype)) {
     throw py::type_error(std::string(name) + ": expected dtype " + dtype +
                          ". Received: " + std::string(py::str(array.dtype())) +
                          ". Convert it with .astype('" + dtype + "').");

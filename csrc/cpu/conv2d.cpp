@@ -13,8 +13,15 @@
 
 namespace pyconv::cpu::PYCONV_ISA {
 
+// To begin and end a loop of several threads takes as long as some ten thousand multiply-adds.
+static bool is_small(const Conv2dShape& s) {
+  constexpr int64_t least = 64 * 1024;
+  return s.n * s.oh * s.ow * s.oc * s.kh * s.kw * (s.c / s.groups) < least;
+}
+
 void conv2d(const Conv2dShape& s, Activation activation, const float* x, const float* w,
             const float* b, float* y) {
+  const OneThread alone(is_small(s));
   if (const int side = winograd_side(s, s.oh, s.ow); side > 0) {
     conv2d_winograd(side, s, activation, x, w, b, y);
   } else if (depthwise_fits(s)) {
@@ -26,6 +33,7 @@ void conv2d(const Conv2dShape& s, Activation activation, const float* x, const f
 
 void conv2d_backward_data(const Conv2dShape& s, Activation activation, const float* dy,
                           const float* y, const float* w, float* dx) {
+  const OneThread alone(is_small(s));
   if (const int side = winograd_side_backward_data(s); side > 0) {
     conv2d_winograd_backward_data(side, s, activation, dy, y, w, dx);
   } else if (depthwise_fits(s)) {
@@ -37,6 +45,7 @@ void conv2d_backward_data(const Conv2dShape& s, Activation activation, const flo
 
 void conv2d_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
                              const float* y, const float* x, float* dw, float* db) {
+  const OneThread alone(is_small(s));
   if (const int side = winograd_side_backward_weights(s); side > 0) {
     conv2d_winograd_backward_weights(side, s, activation, dy, y, x, dw, db);
   } else if (depthwise_fits(s)) {

@@ -61,7 +61,7 @@ int num_threads() {
 
 void set_num_threads(int count) { requested_threads.store(count, std::memory_order_relaxed); }
 
-OneThread::OneThread() : before_(alone) { alone = true; }
+OneThread::OneThread(bool wanted) : before_(alone) { alone = alone || wanted; }
 OneThread::~OneThread() { alone = before_; }
 
 MathMode math_mode() { return mode_in_use.load(std::memory_order_relaxed); }

@@ -14,10 +14,10 @@ namespace pyconv::cpu {
 int num_threads();
 void set_num_threads(int count);
 
-// As long as it lives, the calling thread's parallel loops run on this thread alone.
+// As long as it lives, the calling thread's parallel loops run on this thread alone, if wanted.
 class OneThread {
  public:
-  OneThread();
+  explicit OneThread(bool wanted = true);
   ~OneThread();
   OneThread(const OneThread&) = delete;
   OneThread& operator=(const OneThread&) = delete;
