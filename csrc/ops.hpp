@@ -56,12 +56,14 @@ struct Scalar {
 };
 
 // Dropout of the elements whose 32-bit random number is below threshold, the others times scale.
-// Element i takes word i % 4 of Philox4x32-10 with key = seed and counter = (i / 4, offset).
+// Element i takes word i % 4 of Philox4x32-10 with key = seed and counter = (first + i / 4,
+// offset): part of an array, from its element 4 * first on, is dropped as the whole of it would be.
 struct Dropout {
   float scale;
   uint64_t threshold;
   uint64_t seed;
   Scalar<uint64_t> offset;
+  uint64_t first;
 };
 
 // A convolution with ReLU, 2x2 max pooling with strides of 2 and dropout behind it, as one kernel.
@@ -132,11 +134,12 @@ struct Operations {
                               const float* gamma, const float* mean, const float* inverse,
                               float* dx, float* dgamma, float* dbeta);
 
-  // Rows of k values.
+  // Rows of k values. dlogits is the gradient of the sum of the losses, divided by batch.
   void (*softmax)(int64_t n, int64_t k, const float* x, float* y);
   void (*softmax_backward)(int64_t n, int64_t k, const float* dy, const float* y, float* dx);
-  void (*softmax_cross_entropy)(int64_t n, int64_t k, const float* logits, const float* labels,
-                                float* loss, float* probabilities, float* dlogits);
+  void (*softmax_cross_entropy)(int64_t n, int64_t k, int64_t batch, const float* logits,
+                                const float* labels, float* loss, float* probabilities,
+                                float* dlogits);
 
   // One optimizer step over `size` parameters, in place; rest = 1 - rho. Adam's step counts from 1.
   void (*sgd_step)(int64_t size, float* w, const float* dw, float* velocity,

@@ -164,9 +164,16 @@ def batch_norm_backward(
 def softmax(x: _Array, out: _Array) -> None: ...
 def softmax_backward(dy: _Array, y: _Array, out: _Array) -> None: ...
 def softmax_cross_entropy(
-    logits: _Array, labels: _Array, loss: _Array, probabilities: _Array, dlogits: _Array
+    logits: _Array,
+    labels: _Array,
+    loss: _Array,
+    probabilities: _Array,
+    dlogits: _Array,
+    batch: int,
 ) -> None: ...
-def dropout(x: _Array, out: _Array, rate: float, seed: int, offset: _Counter) -> None: ...
+def dropout(
+    x: _Array, out: _Array, rate: float, seed: int, offset: _Counter, first: int
+) -> None: ...
 def sgd_step(
     w: _Array,
     dw: _Array,
@@ -202,6 +209,7 @@ def conv2d_pool(
     rate: float,
     seed: int,
     offset: _Counter,
+    first: int,
 ) -> None: ...
 def conv2d_pool_backward(
     dy: _Array,

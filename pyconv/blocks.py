@@ -52,6 +52,7 @@ class Block:
 
     elementwise = False
     view = False
+    first_sample = 0  # number of the inputs' first sample in a batch that processes share
 
     def __init__(
         self,
@@ -199,6 +200,7 @@ class ConvPoolBlock(Block):
             self._rate,
             self.seed,
             step,
+            self.first_sample * self.output_size,
             out=y,
             winner=self._winner,
         )
@@ -367,13 +369,17 @@ class DropoutBlock(Block):
             return x
         self._step = step
         y = self._output(len(x))
-        kernels.dropout(x, self.rate, self.seed, step, out=y)
+        kernels.dropout(x, self.rate, self.seed, step, self._first, out=y)
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
         if self._step is not None:
-            kernels.dropout_backward(dy, self.rate, self.seed, self._step, out=dy)
+            kernels.dropout_backward(dy, self.rate, self.seed, self._step, self._first, out=dy)
         return dy
+
+    @property
+    def _first(self) -> int:
+        return self.first_sample * self.output_size
 
 
 class ReluBlock(Block):
@@ -517,6 +523,7 @@ class LossBlock:
     """
 
     on_device = False
+    batch: int | None = None  # samples of a batch that processes share
 
     def __init__(self, loss: Loss, device: Backend) -> None:
         self.loss = loss
@@ -535,6 +542,8 @@ class LossBlock:
         """Returns the gradient of the mean loss with respect to the network's outputs."""
         # A loss of the user's own may compute in float64.
         gradient = np.ascontiguousarray(self.loss.gradient(self._labels, self._y), np.float32)
+        if self.batch is not None:
+            gradient = gradient * np.float32(len(gradient) / self.batch)
         return self._device.to_device(gradient)
 
 
@@ -549,6 +558,7 @@ class SoftmaxCrossEntropyBlock:
     """
 
     on_device = True
+    batch: int | None = None  # samples of a batch that processes share
 
     def __init__(
         self, loss: SoftmaxCrossentropy, classes: int, capacity: int, device: Backend
@@ -584,7 +594,12 @@ class SoftmaxCrossEntropyBlock:
         probabilities = self._probabilities[: logits.size].reshape(logits.shape)
         self._gradient = self._dlogits[: logits.size].reshape(logits.shape)
         kernels.softmax_cross_entropy(
-            logits, labels, loss=losses, probabilities=probabilities, dlogits=self._gradient
+            logits,
+            labels,
+            loss=losses,
+            probabilities=probabilities,
+            dlogits=self._gradient,
+            batch=self.batch,
         )
         return losses, logits if self.loss.from_logits else probabilities
 

@@ -202,12 +202,43 @@ def _conv2d_geometry(
     activation: Any,
 ) -> tuple[Any, ...]:
     """What the binding's convolutions take behind their arrays."""
+    arguments = (x_shape, w_shape, strides, padding, dilation_rate, groups, activation)
+    # A small kernel runs in the time that this takes. What equals a key but is not plain, such as
+    # True, must be looked at each time.
+    plain = (
+        type(padding) is str
+        and type(groups) is int
+        and (activation is None or type(activation) is str)
+        and _is_plain(strides)
+        and _is_plain(dilation_rate)
+    )
+    return _kept_geometry(*arguments) if plain else _geometry(*arguments)
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is tuple:
+        return len(value) == 2 and type(value[0]) is type(value[1]) is int
+    return type(value) is int
+
+
+def _geometry(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    strides: Any,
+    padding: Any,
+    dilation_rate: Any,
+    groups: Any,
+    activation: Any,
+) -> tuple[Any, ...]:
     strides, dilation = _pair(strides, "strides"), _pair(dilation_rate, "dilation_rate")
     extent = window_extent((w_shape[0], w_shape[1]), dilation)
     pads = window_pads(padding, (x_shape[1], x_shape[2]), extent, strides)
     if not _is_integer(groups):
         raise ValueError(f"groups: expected an integer. Received: {groups!r}.")
     return strides, pads, dilation, int(groups), _relu(activation)
+
+
+_kept_geometry = functools.lru_cache(maxsize=1024, typed=True)(_geometry)
 
 
 def _four(shape: Any, name: str) -> tuple[int, int, int, int]:
@@ -645,6 +676,7 @@ def conv2d_pool(
     rate: float = 0.0,
     seed: int = 0,
     offset: Counter = 0,
+    first: int = 0,
     *,
     out: Array | None = None,
     winner: NDArray[np.uint8] | None = None,
@@ -655,7 +687,7 @@ def conv2d_pool(
 
     Args:
         x, w, b, strides, padding, dilation_rate, groups: as for `conv2d`.
-        rate, seed, offset: as for `dropout`, whose elements are those of the pooled output.
+        rate, seed, offset, first: as for `dropout`, whose elements are those of the pooled output.
         out, winner: arrays for the results.
 
     Returns:
@@ -669,7 +701,7 @@ def conv2d_pool(
     """
     x_shape, w_shape = _shape(x, "x", 4), _shape(w, "w", 4)
     *geometry, _ = _conv2d_geometry(x_shape, w_shape, strides, padding, dilation_rate, groups, None)
-    dropping = _dropout_arguments(rate, seed, offset)
+    dropping = _dropout_arguments(rate, seed, offset, first)
     n, oh, ow, filters = _conv2d_output(x_shape, w_shape, tuple(geometry))
     shape = (n, oh // 2, ow // 2, filters)
     out = _empty(shape) if out is None else out
@@ -713,7 +745,7 @@ def conv2d_pool_backward(
     """
     x_shape, w_shape = _shape(x, "x", 4), _shape(w, "w", 4)
     *geometry, _ = _conv2d_geometry(x_shape, w_shape, strides, padding, dilation_rate, groups, None)
-    rate, *_ = _dropout_arguments(rate, 0, 0)
+    rate, *_ = _dropout_arguments(rate, 0, 0, 0)
     if dx is None and need_dx:
         dx = _empty(x_shape)
     dw = _empty(w_shape) if dw is None else dw
@@ -781,7 +813,7 @@ def conv2d_pool_backward_through(
     *second, _ = _conv2d_geometry(
         _shape(y, "y", 4), _shape(w, "w", 4), strides, padding, dilation_rate, groups, None
     )
-    rate, *_ = _dropout_arguments(rate, 0, 0)
+    rate, *_ = _dropout_arguments(rate, 0, 0, 0)
     if dw is None:
         dw = _empty(first_w_shape)
     elif backend.current().is_array(dw) and dw.shape != tuple(first_w_shape):
@@ -1065,6 +1097,7 @@ def softmax_cross_entropy(
     loss: Array | None = None,
     probabilities: Array | None = None,
     dlogits: Array | None = None,
+    batch: int | None = None,
 ) -> tuple[Array, Array, Array]:
     """Softmax, categorical cross-entropy and the gradient of its mean, in one pass.
 
@@ -1075,10 +1108,12 @@ def softmax_cross_entropy(
         logits: (n, classes).
         labels: (n, classes), a distribution a row: one-hot or soft.
         loss, probabilities, dlogits: arrays for the results.
+        batch: the number of rows over which the mean is taken: n by default, more where the rows
+            are part of a larger batch.
 
     Returns:
         loss (n,), one value a row; probabilities (n, classes), the softmax; dlogits (n, classes),
-        the gradient of the rows' mean loss: (softmax * sum(labels) - labels) / n.
+        the gradient of the mean loss: (softmax * sum(labels) - labels) / batch.
 
     Raises:
         TypeError, ValueError: as `conv2d`.
@@ -1087,19 +1122,28 @@ def softmax_cross_entropy(
     loss = _empty(shape[:1]) if loss is None else loss
     probabilities = _empty(shape) if probabilities is None else probabilities
     dlogits = _empty(shape) if dlogits is None else dlogits
-    _call("softmax_cross_entropy", logits, labels, loss, probabilities, dlogits)
+    batch = shape[0] if batch is None else batch
+    if not _is_integer(batch):
+        raise ValueError(f"batch: expected a positive integer. Received: {batch!r}.")
+    _call("softmax_cross_entropy", logits, labels, loss, probabilities, dlogits, int(batch))
     return loss, probabilities, dlogits
 
 
 def dropout(
-    x: Array, rate: float, seed: int, offset: Counter = 0, *, out: Array | None = None
+    x: Array,
+    rate: float,
+    seed: int,
+    offset: Counter = 0,
+    first: int = 0,
+    *,
+    out: Array | None = None,
 ) -> Array:
     """Sets a fraction of the elements to zero and scales the others by 1 / (1 - rate).
 
     Element i is kept where word i % 4 of Philox4x32-10 with key `seed` and counter
-    (i // 4, offset) is at least rate * 2^32. So the same arguments drop the same elements, on any
-    device and any number of threads. (N. Srivastava et al., JMLR 15 (2014); J. Salmon et al.,
-    "Parallel random numbers: as easy as 1, 2, 3", SC11.)
+    ((first + i) // 4, offset) is at least rate * 2^32. So the same arguments drop the same
+    elements, on any device and any number of threads. (N. Srivastava et al., JMLR 15 (2014);
+    J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11.)
 
     Args:
         x: array of any shape.
@@ -1107,22 +1151,27 @@ def dropout(
         seed: key, from 0 to 2^64 - 1.
         offset: high half of the counter, from 0 to 2^64 - 1: a new one for every step. It may be an
             array of one uint64 on the device, which the kernel reads when it runs.
+        first: where x is part of a larger array, the number of its first element there, a multiple
+            of 4: the elements dropped are those that would be, were it dropped as a whole.
         out: array for the result; may be x.
 
     Returns:
         y, of x's shape.
 
     Raises:
-        TypeError, ValueError: as `conv2d`; ValueError if rate, seed or offset is out of range.
+        TypeError, ValueError: as `conv2d`; ValueError if rate, seed, offset or first is out of
+            range.
     """
-    arguments = _dropout_arguments(rate, seed, offset)
+    arguments = _dropout_arguments(rate, seed, offset, first)
     out = _like(x, "x") if out is None else out
     _call("dropout", x, out, *arguments)
     return out
 
 
-def _dropout_arguments(rate: Any, seed: Any, offset: Any) -> tuple[float, int, Any]:
-    values = {"seed": seed}
+def _dropout_arguments(
+    rate: Any, seed: Any, offset: Any, first: Any
+) -> tuple[float, int, Any, int]:
+    values = {"seed": seed, "first": first}
     if not backend.current().is_array(offset):
         values["offset"] = offset
     for name, value in values.items():
@@ -1132,14 +1181,20 @@ def _dropout_arguments(rate: Any, seed: Any, offset: Any) -> tuple[float, int, A
             )
     if not isinstance(rate, (int, float, np.number)):
         raise ValueError(f"rate: expected a number from 0 to below 1. Received: {rate!r}.")
-    return float(rate), int(seed), int(offset) if "offset" in values else offset
+    return float(rate), int(seed), int(offset) if "offset" in values else offset, int(first)
 
 
 def dropout_backward(
-    dy: Array, rate: float, seed: int, offset: Counter = 0, *, out: Array | None = None
+    dy: Array,
+    rate: float,
+    seed: int,
+    offset: Counter = 0,
+    first: int = 0,
+    *,
+    out: Array | None = None,
 ) -> Array:
-    """The gradient of `dropout`: the same function of dy, with the same rate, seed and offset."""
-    return dropout(dy, rate, seed, offset, out=out)
+    """The gradient of `dropout`: the same function of dy, with the same other arguments."""
+    return dropout(dy, rate, seed, offset, first, out=out)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -506,3 +506,22 @@ def test_messages_say_what_was_received():
         kernels.conv2d(f32(*X), f32(3, 3, 5, 8))
     with pytest.raises(ValueError, match="Received"):
         kernels.dropout(f32(3), 1.0, 1)
+
+
+def test_arguments_that_equal_good_ones_are_still_looked_at():
+    """Geometries are remembered, and True equals 1."""
+    x, w = np.ones((1, 4, 4, 2), np.float32), np.ones((3, 3, 2, 2), np.float32)
+    kernels.conv2d(x, w, strides=1, groups=1)
+    kernels.conv2d(x, w, strides=(1, 1), dilation_rate=(1, 1))
+    for wrong in (
+        {"strides": True},
+        {"strides": (True, 1)},
+        {"dilation_rate": True},
+        {"dilation_rate": (1, True)},
+        {"groups": True},
+        {"groups": [1]},
+        {"padding": ["valid"]},
+        {"activation": ["relu"]},
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"{next(iter(wrong))}: expected"):
+            kernels.conv2d(x, w, **wrong)

@@ -42,6 +42,16 @@ def test_integers_are_exact(target, case):
 
 
 @all_cases
+def test_a_part_of_a_batch_drops_what_the_whole_does(target, case):
+    x, w = integers("x", case.x), integers("w", case.w)
+    for first in (4, 1000, 2**34):
+        y, winner = kernels.conv2d_pool(x, w, None, **case.geometry, rate=0.5, seed=5, first=first)
+        expected = reference.conv2d_pool(x, w, None, 0.5, 5, first=first, **case.geometry)
+        assert_same(y, expected[0], f"{case} first={first}")
+        np.testing.assert_array_equal(winner, expected[1], f"{case} first={first}")
+
+
+@all_cases
 def test_reals_are_within_the_rounding_bound(target, case):
     x, w, b = reals("x", case.x), reals("w", case.w), reals("b", (case.filters,))
     rate = 0.3

@@ -149,6 +149,20 @@ def test_softmax_nan_stays_in_its_row(target):
         assert np.isnan(loss).tolist() == [False, True, False]
 
 
+def test_softmax_cross_entropy_of_a_part_of_a_batch(target):
+    z = reals("z", (12, 10))
+    labels = np.eye(10, dtype=np.float32)[np.arange(12) % 10]
+    alone = kernels.softmax_cross_entropy(z, labels)
+    part = kernels.softmax_cross_entropy(z, labels, batch=48)
+    assert_same_bits(part[0], alone[0])
+    assert_same_bits(part[1], alone[1])
+    assert_same_bits(part[2], alone[2] / 4)  # a power of two: exact
+    assert_same_bits(kernels.softmax_cross_entropy(z, labels, batch=12)[2], alone[2])
+    for batch in (0, -1, 2.0, "all"):
+        with pytest.raises(ValueError, match="batch: expected"):
+            kernels.softmax_cross_entropy(z, labels, batch=batch)
+
+
 def test_softmax_of_an_empty_batch(target):
     z = np.zeros((0, 10), np.float32)
     assert kernels.softmax(z).shape == (0, 10)
@@ -195,6 +209,23 @@ def test_dropout_defaults_and_extremes(target):
     assert not kernels.dropout(x, np.nextafter(1.0, 0.0), 7).any()
     # 2^-33 * 2^32 = 1/2: only a draw of 0 falls below.
     assert kernels.dropout(x, 2.0**-33, 7).all()
+
+
+@pytest.mark.parametrize("first", [0, 4, 20, 1000, 4 * 257, 2**40])
+def test_dropout_of_a_part(target, first):
+    x = reals("x", (first % 1024 + 700,))
+    whole = reference.dropout(x, 0.4, 3, 5, first - first % 1024)
+    part = x[first % 1024 :]
+    for function in (kernels.dropout, kernels.dropout_backward):
+        y = function(part, 0.4, 3, 5, first)
+        assert_same(y != 0, whole[first % 1024 :] != 0)
+        assert_within(y, whole[first % 1024 :], sum_bound(2, np.abs(whole[first % 1024 :])))
+
+
+@pytest.mark.parametrize("first", [2, -4, 1.0, 2**64])
+def test_dropout_refuses_parts_that_begin_elsewhere(target, first):
+    with pytest.raises(ValueError, match="first: expected"):
+        kernels.dropout(np.ones(8, np.float32), 0.5, 7, 0, first)
 
 
 def test_dropped_nan_and_inf_are_zero(target):

@@ -477,7 +477,11 @@ void batch_norm_backward(const py::object& dy_, const py::object& x_, const py::
                               inverse.floats(), dx.floats(), dgamma.floats(), dbeta.floats());
 }
 
-Dropout dropout_of(double rate, uint64_t seed, const Scalar<uint64_t>& offset) {
+Dropout dropout_of(double rate, uint64_t seed, const Scalar<uint64_t>& offset, uint64_t first) {
+  if (first % 4 != 0) {
+    throw py::value_error("first: expected a multiple of 4. Received: " + std::to_string(first) +
+                          ".");
+  }
   if (!(rate >= 0.0 && rate < 1.0)) {
     throw py::value_error("rate: expected a number of at least 0 and below 1. Received: " +
                           std::string(py::str(py::float_(rate))) + ".");
@@ -485,16 +489,17 @@ Dropout dropout_of(double rate, uint64_t seed, const Scalar<uint64_t>& offset) {
   return {.scale = static_cast<float>(1.0 / (1.0 - rate)),
           .threshold = static_cast<uint64_t>(std::ceil(std::ldexp(rate, 32))),
           .seed = seed,
-          .offset = offset};
+          .offset = offset,
+          .first = first / 4};
 }
 
 void dropout(const py::object& x_, const py::object& y_, double rate, uint64_t seed,
-             const py::object& offset_) {
+             const py::object& offset_, uint64_t first) {
   const Array x = input(x_, "x"), y = output(y_, "out");
   const ScalarArgument<uint64_t> offset(offset_, "offset", "uint64");
   y.require(x.shape(), "that of x");
   require_apart_or_same(y, x);
-  const Dropout d = dropout_of(rate, seed, offset);
+  const Dropout d = dropout_of(rate, seed, offset, first);
   Call()->dropout(x.size(), d, x.floats(), y.floats());
 }
 
@@ -523,7 +528,7 @@ void softmax_backward(const py::object& dy_, const py::object& y_, const py::obj
 
 void softmax_cross_entropy(const py::object& logits_, const py::object& labels_,
                            const py::object& loss_, const py::object& probabilities_,
-                           const py::object& dlogits_) {
+                           const py::object& dlogits_, int64_t batch) {
   const Array logits = input(logits_, "logits"), labels = input(labels_, "labels");
   const Array loss = output(loss_, "loss"), probabilities = output(probabilities_, "probabilities");
   const Array dlogits = output(dlogits_, "dlogits");
@@ -533,8 +538,13 @@ void softmax_cross_entropy(const py::object& logits_, const py::object& labels_,
   probabilities.require(logits.shape(), "that of logits");
   dlogits.require(logits.shape(), "that of logits");
   require_apart({&loss, &probabilities, &dlogits}, {&logits, &labels});
-  Call()->softmax_cross_entropy(logits.dim(0), logits.dim(1), logits.floats(), labels.floats(),
-                                loss.floats(), probabilities.floats(), dlogits.floats());
+  if (batch < 1 && logits.dim(0) > 0) {
+    throw py::value_error("batch: expected a positive integer. Received: " + std::to_string(batch) +
+                          ".");
+  }
+  Call()->softmax_cross_entropy(logits.dim(0), logits.dim(1), batch, logits.floats(),
+                                labels.floats(), loss.floats(), probabilities.floats(),
+                                dlogits.floats());
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -615,7 +625,7 @@ void require_supported(const void* operation, const char* name) {
 void conv2d_pool(const py::object& x_, const py::object& w_, const py::object& b_,
                  const py::object& y_, const py::object& winner_, const Pair& strides,
                  const Padding& padding, const Pair& dilation, int64_t groups, double rate,
-                 uint64_t seed, const py::object& offset_) {
+                 uint64_t seed, const py::object& offset_, uint64_t first) {
   const Array x = input(x_, "x"), w = input(w_, "w"), b = optional_input(b_, "b");
   const Array y = output(y_, "out"), winner = output(winner_, "winner", "uint8");
   const ScalarArgument<uint64_t> offset(offset_, "offset", "uint64");
@@ -625,7 +635,7 @@ void conv2d_pool(const py::object& x_, const py::object& w_, const py::object& b
   y.require(pooled_output(s), "that of the pooled output");
   winner.require(pooled_output(s), "that of the pooled output");
   require_apart({&y, &winner}, {&x, &w, &b});
-  const Dropout d = dropout_of(rate, seed, offset);
+  const Dropout d = dropout_of(rate, seed, offset, first);
   Call()->conv2d_pool(s, d, x.floats(), w.floats(), b.floats(), y.floats(),
                       static_cast<uint8_t*>(winner.data()));
 }
@@ -645,7 +655,7 @@ void conv2d_pool_backward(const py::object& dy_, const py::object& winner_, cons
   dw.require(w.shape(), "that of w");
   db.require({s.conv.oc}, "one value a filter");
   require_apart({&dx, &dw, &db}, {&dy, &winner, &x, &w});
-  const float scale = dropout_of(rate, 0, {}).scale;
+  const float scale = dropout_of(rate, 0, {}, 0).scale;
   const auto* winners = static_cast<const uint8_t*>(winner.data());
   const Call call;
   if (dx) {
@@ -676,7 +686,7 @@ void conv2d_pool_backward_through(const py::object& dy_, const py::object& winne
   winner.require(pooled_output(second), "that of the pooled output");
   db.require({first.oc}, "one value a filter");
   require_apart({&dw, &db}, {&dy, &winner, &w, &y, &x});
-  const float scale = dropout_of(rate, 0, {}).scale;
+  const float scale = dropout_of(rate, 0, {}, 0).scale;
   Call()->conv2d_pool_backward_through(
       second, scale, dy.floats(), static_cast<const uint8_t*>(winner.data()), w.floats(), first,
       activation(relu), y.floats(), x.floats(), dw.floats(), db.floats());
@@ -767,9 +777,9 @@ PYBIND11_MODULE(PYCONV_MODULE, m) {
   m.def("softmax", operation(&softmax), arg("x"), arg("out"));
   m.def("softmax_backward", operation(&softmax_backward), arg("dy"), arg("y"), arg("out"));
   m.def("softmax_cross_entropy", operation(&softmax_cross_entropy), arg("logits"), arg("labels"),
-        arg("loss"), arg("probabilities"), arg("dlogits"));
+        arg("loss"), arg("probabilities"), arg("dlogits"), arg("batch"));
   m.def("dropout", operation(&dropout), arg("x"), arg("out"), arg("rate"), arg("seed"),
-        arg("offset"));
+        arg("offset"), arg("first"));
   m.def("sgd_step", operation(&sgd_step), arg("w"), arg("dw"), arg("velocity"),
         arg("learning_rate"), arg("momentum"), arg("nesterov"));
   m.def("rmsprop_step", operation(&rmsprop_step), arg("w"), arg("dw"), arg("velocity"),
@@ -778,7 +788,7 @@ PYBIND11_MODULE(PYCONV_MODULE, m) {
         arg("learning_rate"), arg("beta_1"), arg("beta_2"), arg("epsilon"));
   m.def("conv2d_pool", operation(&conv2d_pool), arg("x"), arg("w"), arg("b"), arg("out"),
         arg("winner"), arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"),
-        arg("rate"), arg("seed"), arg("offset"));
+        arg("rate"), arg("seed"), arg("offset"), arg("first"));
   m.def("conv2d_pool_backward", operation(&conv2d_pool_backward), arg("dy"), arg("winner"),
         arg("x"), arg("w"), arg("dx"), arg("dw"), arg("db"), arg("strides"), arg("padding"),
         arg("dilation_rate"), arg("groups"), arg("rate"));

@@ -56,8 +56,8 @@ void batch_norm_backward(int64_t rows, int64_t c, const float* dy, const float* 
 
 void softmax(int64_t n, int64_t k, const float* x, float* y);
 void softmax_backward(int64_t n, int64_t k, const float* dy, const float* y, float* dx);
-void softmax_cross_entropy(int64_t n, int64_t k, const float* logits, const float* labels,
-                           float* loss, float* probabilities, float* dlogits);
+void softmax_cross_entropy(int64_t n, int64_t k, int64_t batch, const float* logits,
+                           const float* labels, float* loss, float* probabilities, float* dlogits);
 
 void sgd_step(int64_t size, float* w, const float* dw, float* velocity, Scalar<float> learning_rate,
               float momentum, bool nesterov);

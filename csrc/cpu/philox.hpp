@@ -55,7 +55,7 @@ static inline void drop_in_parallel(int64_t size, const Dropout& dropout, const 
   parallel_ranges(size, 64 * philox_values, [&](int64_t begin, int64_t end) {
     uint32_t random[philox_values];
     for (int64_t i = begin; i < end; i += philox_values) {
-      philox_block(static_cast<uint64_t>(i / 4), offset, dropout.seed, random);
+      philox_block(dropout.first + static_cast<uint64_t>(i / 4), offset, dropout.seed, random);
       body(i, min(philox_values, end - i), random, last_dropped);
     }
   });

@@ -3,12 +3,12 @@
 //   softmax                y = exp(x - max) / sum                              overwrites y
 //   softmax_backward       dx = y * (dy - sum(dy * y))                         overwrites dx
 //   softmax_cross_entropy  loss = sum t * (log sum exp(z) - z)  per row,
-//                          dz = (softmax(z) * sum(t) - t) / n                  overwrites all three
+//                          dz = (softmax(z) * sum(t) - t) / batch              overwrites all three
 //
-// dz is the gradient of the mean loss over the n rows. Subtracting the row's maximum keeps exp in
-// range for any finite logits, and the loss never takes the logarithm of a probability that may
-// have underflowed. Sums over a row are double: a row is short, and the sum is what errors build up
-// in.
+// With a batch of n, dz is the gradient of the mean loss over the rows. Subtracting the row's
+// maximum keeps exp in range for any finite logits, and the loss never takes the logarithm of a
+// probability that may have underflowed. Sums over a row are double: a row is short, and the sum is
+// what errors build up in.
 #include <math.h>
 
 #include "operations.hpp"
@@ -65,9 +65,9 @@ void softmax_backward(int64_t n, int64_t k, const float* dy, const float* y, flo
   });
 }
 
-void softmax_cross_entropy(int64_t n, int64_t k, const float* logits, const float* labels,
-                           float* loss, float* probabilities, float* dlogits) {
-  const float rows = static_cast<float>(n);
+void softmax_cross_entropy(int64_t n, int64_t k, int64_t batch, const float* logits,
+                           const float* labels, float* loss, float* probabilities, float* dlogits) {
+  const float divisor = static_cast<float>(batch);
   for_rows(n, k, [&](int64_t row) {
     const float* const z = logits + row * k;
     const float* const t = labels + row * k;
@@ -82,7 +82,7 @@ void softmax_cross_entropy(int64_t n, int64_t k, const float* logits, const floa
     }
     loss[row] = static_cast<float>(sum);
     const float mass = static_cast<float>(total);
-    for (int64_t i = 0; i < k; ++i) dlogits[row * k + i] = (p[i] * mass - t[i]) / rows;
+    for (int64_t i = 0; i < k; ++i) dlogits[row * k + i] = (p[i] * mass - t[i]) / divisor;
   });
 }
 

@@ -49,7 +49,8 @@ __global__ void __launch_bounds__(threads, 3)
       window[q] = sum_of_taps(s, x, w, out.bias, n, 2 * oh + q / 2, 2 * ow + q % 2, f);
     unsigned word = ~0u;
     if (out.dropout.threshold > 0) {
-      const uint4 words = philox4x32_10(static_cast<uint64_t>(i) / 4, offset, out.dropout.seed);
+      const uint4 words =
+          philox4x32_10(out.dropout.first + static_cast<uint64_t>(i) / 4, offset, out.dropout.seed);
       word = i % 4 == 0 ? words.x : i % 4 == 1 ? words.y : i % 4 == 2 ? words.z : words.w;
     }
     finish_window(out.dropout, word, window, out.y[i], out.winner[i]);

@@ -198,8 +198,8 @@ struct Pool {
         const int64_t at = static_cast<int64_t>(index) * channels + f;
         unsigned words[4] = {~0u, ~0u, ~0u, ~0u};
         if (out.dropout.threshold > 0) {
-          const uint4 drawn =
-              philox4x32_10(static_cast<uint64_t>(at) / 4, offset, out.dropout.seed);
+          const uint4 drawn = philox4x32_10(out.dropout.first + static_cast<uint64_t>(at) / 4,
+                                            offset, out.dropout.seed);
           words[0] = drawn.x, words[1] = drawn.y, words[2] = drawn.z, words[3] = drawn.w;
         }
         float y[4];

@@ -79,8 +79,8 @@ struct Pool {
         ((static_cast<int64_t>(n) * out.ph + row / 2) * out.pw + column / 2) * t.oc + f;
     unsigned words[2] = {~0u, ~0u};
     if (out.dropout.threshold > 0) {
-      const uint4 drawn =
-          philox4x32_10(static_cast<uint64_t>(at) / 4, get(out.dropout.offset), out.dropout.seed);
+      const uint4 drawn = philox4x32_10(out.dropout.first + static_cast<uint64_t>(at) / 4,
+                                        get(out.dropout.offset), out.dropout.seed);
       words[0] = at % 4 == 0 ? drawn.x : drawn.z;
       words[1] = at % 4 == 0 ? drawn.y : drawn.w;
     }

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(threads)
   };
   for_each_index(ceil_div<int64_t>(size, 4), [&](int64_t i) {
     uint4 word = make_uint4(0, 0, 0, 0);
-    if (d.threshold > 0) word = philox4x32_10(static_cast<uint64_t>(i), offset, d.seed);
+    if (d.threshold > 0) word = philox4x32_10(d.first + static_cast<uint64_t>(i), offset, d.seed);
     const int64_t first = 4 * i;
     if (aligned && first + 4 <= size) {
       const float4 from = reinterpret_cast<const float4*>(x)[i];

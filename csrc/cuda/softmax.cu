@@ -3,11 +3,11 @@
 //   softmax                y = exp(x - max) / sum                     overwrites y (may be x)
 //   softmax_backward       dx = y * (dy - sum(dy * y))                overwrites dx (may be dy or
 //   y) softmax_cross_entropy  loss = sum t * (log sum exp(z) - z)  per row,
-//                          dz = (softmax(z) * sum(t) - t) / n         overwrites all three
+//                          dz = (softmax(z) * sum(t) - t) / batch     overwrites all three
 //
-// dz is the gradient of the mean loss over the n rows. Subtracting the row's maximum keeps exp in
-// range for any finite logits, and the loss never takes the logarithm of a probability that may
-// have underflowed.
+// With a batch of n, dz is the gradient of the mean loss over the rows. Subtracting the row's
+// maximum keeps exp in range for any finite logits, and the loss never takes the logarithm of a
+// probability that may have underflowed.
 //
 // A warp computes a row: lane l takes elements l, l + 32, ..., and what the lanes found is combined
 // as a tree, so that a sum's order is fixed. A lane only reads elements that it wrote itself.
@@ -95,9 +95,9 @@ __global__ void __launch_bounds__(threads)
 }
 
 __global__ void __launch_bounds__(threads)
-    cross_entropy_kernel(int64_t n, int64_t k, const float* logits, const float* labels,
-                         float* loss, float* probabilities, float* dlogits) {
-  const float rows = static_cast<float>(n);
+    cross_entropy_kernel(int64_t n, int64_t k, int64_t batch, const float* logits,
+                         const float* labels, float* loss, float* probabilities, float* dlogits) {
+  const float divisor = static_cast<float>(batch);
   for_each_row(n, [&](int64_t row) {
     const float* const z = logits + row * k;
     const float* const t = labels + row * k;
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(threads)
     sum = warp_sum(sum);
     mass = warp_sum(mass);
     if (threadIdx.x % warp_size == 0) loss[row] = static_cast<float>(sum);
-    for_each_column(k, [&](int64_t i) { dlogits[row * k + i] = (p[i] * mass - t[i]) / rows; });
+    for_each_column(k, [&](int64_t i) { dlogits[row * k + i] = (p[i] * mass - t[i]) / divisor; });
   });
 }
 
@@ -137,10 +137,10 @@ void softmax_backward(int64_t n, int64_t k, const float* dy, const float* y, flo
   softmax_backward_launch(grid(n), n, k, dy, y, dx);
 }
 
-void softmax_cross_entropy(int64_t n, int64_t k, const float* logits, const float* labels,
-                           float* loss, float* probabilities, float* dlogits) {
+void softmax_cross_entropy(int64_t n, int64_t k, int64_t batch, const float* logits,
+                           const float* labels, float* loss, float* probabilities, float* dlogits) {
   if (n == 0) return;
-  cross_entropy_launch(grid(n), n, k, logits, labels, loss, probabilities, dlogits);
+  cross_entropy_launch(grid(n), n, k, batch, logits, labels, loss, probabilities, dlogits);
 }
 
 }  // namespace pyconv::cuda

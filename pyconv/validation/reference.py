@@ -266,11 +266,11 @@ def pad2d_backward(dy, padding=1) -> np.ndarray:
 # ------------------------------------------------------------- convolution, ReLU, pooling, dropout
 
 
-def conv2d_pool(x, w, b=None, rate=0.0, seed=0, offset=0, **geometry):
+def conv2d_pool(x, w, b=None, rate=0.0, seed=0, offset=0, first=0, **geometry):
     y, argmax = max_pool2d(conv2d(x, w, b, **geometry, activation="relu"))
-    kept = dropout(np.ones(y.shape), rate, seed, offset) > 0
+    kept = dropout(np.ones(y.shape), rate, seed, offset, first) > 0
     winner = np.where((y > 0) & kept, argmax, 4).astype(np.uint8)
-    return dropout(y, rate, seed, offset), winner
+    return dropout(y, rate, seed, offset, first), winner
 
 
 def conv2d_pool_gradient(dy, winner, shape, rate=0.0) -> np.ndarray:
@@ -369,13 +369,13 @@ def softmax_backward(dy, y) -> np.ndarray:
     return y * (dy - (dy * y).sum(axis=-1, keepdims=True))
 
 
-def softmax_cross_entropy(logits, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def softmax_cross_entropy(logits, labels, batch=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     labels = np.asarray(labels, np.float64)
     log_p = log_softmax(logits)
     loss = -(labels * log_p).sum(axis=-1)
     probabilities = np.exp(log_p)
     dlogits = probabilities * labels.sum(axis=-1, keepdims=True) - labels
-    return loss, probabilities, dlogits / max(len(labels), 1)
+    return loss, probabilities, dlogits / max(len(labels) if batch is None else batch, 1)
 
 
 # ------------------------------------------------------------------------------ batch normalization
@@ -433,9 +433,9 @@ def philox4x32(counter, key) -> np.ndarray:
     return np.stack([c0, c1, c2, c3], axis=-1)
 
 
-def dropout_keeps(size, rate, seed, offset=0) -> np.ndarray:
-    """Which of `size` consecutive elements survive."""
-    blocks = np.arange(-(-size // 4), dtype=np.uint64)
+def dropout_keeps(size, rate, seed, offset=0, first=0) -> np.ndarray:
+    """Which of `size` elements survive; `first`, a multiple of 4, is the number of the first."""
+    blocks = np.arange(-(-size // 4), dtype=np.uint64) + np.uint64(first // 4)
     counter = np.empty((len(blocks), 4), np.uint64)
     counter[:, 0], counter[:, 1] = blocks & np.uint64(0xFFFFFFFF), blocks >> np.uint64(32)
     counter[:, 2], counter[:, 3] = offset & 0xFFFFFFFF, offset >> 32
@@ -443,9 +443,9 @@ def dropout_keeps(size, rate, seed, offset=0) -> np.ndarray:
     return draws.astype(np.float64) >= rate * 2.0**32
 
 
-def dropout(x, rate, seed, offset=0) -> np.ndarray:
+def dropout(x, rate, seed, offset=0, first=0) -> np.ndarray:
     x = np.asarray(x, np.float64)
-    keeps = dropout_keeps(x.size, rate, seed, offset).reshape(x.shape)
+    keeps = dropout_keeps(x.size, rate, seed, offset, first).reshape(x.shape)
     return np.where(keeps, x / (1.0 - rate), 0.0)
 
 
