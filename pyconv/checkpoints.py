@@ -141,7 +141,7 @@ def write(
         "format": saving.FORMAT,
         "version": pyconv.__version__,
         "settings": {**_facts(model, run), **settings},
-        "arithmetic": _arithmetic(),
+        "arithmetic": arithmetic(),
         "epochs": epochs,
         "run": run.get_state(),
         "step": model._step,
@@ -234,7 +234,15 @@ def restore(checkpoint: Checkpoint, model: Sequential, settings: Mapping[str, An
         values = {name: list(column) for name, column in found["history"]["values"].items()}
         seed, count = found["random"]
         states = [(str(name), state) for name, state in found["callbacks"]]
-    callbacks = [callback for callback in run.callbacks if callback.get_state()]
+    is_first = model._group is None or model._group.is_first
+    if not is_first:  # the others' callbacks are not all called, so they have no state
+        others = {type(c).__name__ for c in run.callbacks if c.first_process_only}
+        states = [(name, state) for name, state in states if name not in others]
+    callbacks = [
+        callback
+        for callback in run.callbacks
+        if (is_first or not callback.first_process_only) and callback.get_state()
+    ]
     if [name for name, _ in states] != [type(callback).__name__ for callback in callbacks]:
         raise ValueError(
             f"{path}: this training was begun with other callbacks: "
@@ -267,16 +275,26 @@ def restore(checkpoint: Checkpoint, model: Sequential, settings: Mapping[str, An
     history.history.clear()
     history.history.update(values)
 
-    if found.get("arithmetic") != _arithmetic():
+    if found.get("arithmetic") != arithmetic():
         warnings.warn(
             f"{path} was written on {found.get('arithmetic')}, and training goes on on "
-            f"{_arithmetic()}: it rounds otherwise, so the results will not be the same bits.",
+            f"{arithmetic()}: it rounds otherwise, so the results will not be the same bits.",
             stacklevel=2,
         )
 
 
 def _facts(model: Sequential, run: Run) -> dict[str, Any]:
     """What must be the same for the position and the numbers of a checkpoint to mean the same."""
+    return facts(model) | {
+        "samples": run.batches.samples,
+        "batch_size": run.batches.batch_size,
+        "steps": run.batches.steps,
+        "shuffle": run.batches.shuffled,
+    }
+
+
+def facts(model: Sequential) -> dict[str, Any]:
+    """What makes up a compiled model, by name, but for its weights and learning rate."""
     facts: dict[str, Any] = {}
     for number, layer in enumerate(model.layers):
         try:
@@ -289,10 +307,6 @@ def _facts(model: Sequential, run: Run) -> dict[str, Any]:
         "optimizer": type(model.optimizer).__name__,
         "loss": type(model.loss).__name__,
         "metrics": model.metrics_names[1:],
-        "samples": run.batches.samples,
-        "batch_size": run.batches.batch_size,
-        "steps": run.batches.steps,
-        "shuffle": run.batches.shuffled,
     }
     assert model.optimizer is not None
     config = model.optimizer.get_config()
@@ -312,7 +326,7 @@ def _check_settings(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
             )
 
 
-def _arithmetic() -> str:
+def arithmetic() -> str:
     """What rounding depends on."""
     device = backend.current()
     parts = [device.name, device.kernels.math_mode()]

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pyconv
+from pyconv import distribute
 from pyconv.bench.command import bench
 from pyconv.datasets import DataNotFoundError, cifar10, data_dir, mnist, shapes
 from pyconv.utils import set_random_seed, to_categorical
@@ -186,7 +187,9 @@ def train(
     from pyconv.applications import tutorial_network
     from pyconv.callbacks import BackupAndRestore
 
-    _check_writable(output)
+    is_first = distribute.rank() == 0  # of the processes that MPI's launcher started
+    if is_first:
+        _check_writable(output)
     _set_threads(threads)
     _set_device(device)
     checkpoint = _checkpoint(output) if resume else None
@@ -202,7 +205,9 @@ def train(
     x, y = _prepare(*train_split)
     x_test, y_test = _prepare(*test_split)
     x_test = to_device(x_test)
-    click.echo(f"Training on {len(x):,} images of {TITLES[data]}.")
+    if is_first:
+        shared = f" in {distribute.size()} processes" if distribute.size() > 1 else ""
+        click.echo(f"Training on {len(x):,} images of {TITLES[data]}{shared}.")
 
     model = tutorial_network(x.shape[1:], classes=10)
     _compile(model)
@@ -226,7 +231,9 @@ def train(
         max_share=SAVE_SHARE,
         settings=settings,
     )
-    if resume:
+    if not is_first:
+        pass
+    elif resume:
         click.echo(_where_it_goes_on(checkpoint, epochs, output))
     elif backup.path.exists():
         click.echo(f"Training anew: what --resume would have gone on with in {output} is dropped.")
@@ -234,7 +241,8 @@ def train(
     history = model.fit(
         **batches, epochs=epochs, validation_data=(x_test, y_test), callbacks=[backup]
     )
-    _save_run(model, history.history, output)
+    if is_first:
+        _save_run(model, history.history, output)
     if history.interrupted:
         ctx.exit(ctx.obj.status)
     _report(model, data, x_test, y_test, batch_size)
@@ -655,6 +663,8 @@ def _report(
     batch_size: int,
 ) -> None:
     results = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
+    if distribute.rank() > 0:
+        return
     measured = ", ".join(f"{k} {v:.4f}" for k, v in cast("dict[str, float]", results).items())
     click.echo(f"Test {measured} on {len(x):,} images of {TITLES[data]}.")
 

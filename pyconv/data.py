@@ -1,7 +1,8 @@
 """From what `fit`, `evaluate` and `predict` are given to batches: of arrays, or made by others.
 
 Both kinds have the same face: `steps`, `samples` and `batch_size` where they are known, `largest`,
-and `take`, which passes over the batches of one epoch. Close what `take` returns
+and `take`, which passes over the batches of one epoch; of each it yields the part that `share`
+says, where processes share them. Close what `take` returns
 (`contextlib.closing`) unless it has run to its end: there may be a thread behind it.
 """
 
@@ -20,10 +21,13 @@ from typing import Any, TypeVar, Union
 import numpy as np
 
 from pyconv import backend, random
+from pyconv.distribute import Share
 from pyconv.plan import Batch, Rows, as_batch
 
 T = TypeVar("T")
 Pair = tuple[Batch, np.ndarray]
+Sharing = Callable[[int], Share]
+Part = tuple[Batch, np.ndarray, Union[Share, None]]  # None: the whole batch
 
 _END: Any = object()  # what next() returns after the last batch
 
@@ -39,13 +43,20 @@ class ArrayBatches:
         y: labels, NumPy's, or None.
         batch_size: size of all batches but the last.
         seed: where every epoch has an order of its own, the seed of these orders.
+        share: from the size of a batch to the part that is served.
     """
 
     def __init__(
-        self, x: np.ndarray, y: np.ndarray | None, batch_size: int, seed: int | None = None
+        self,
+        x: np.ndarray,
+        y: np.ndarray | None,
+        batch_size: int,
+        seed: int | None = None,
+        share: Sharing | None = None,
     ) -> None:
         self._x, self._y = x, np.empty((len(x), 0), np.float32) if y is None else y
         self._seed, self.shuffled = seed, seed is not None
+        self._share = share
         self.batch_size = batch_size
         self.samples = len(x)
         self.steps = math.ceil(len(x) / batch_size)
@@ -62,7 +73,7 @@ class ArrayBatches:
         seed = state["seed"]
         self._seed = None if seed is None else random.integer_seed(seed, 64)
 
-    def take(self, epoch: int = 0, start: int = 0) -> Generator[Pair, None, None]:
+    def take(self, epoch: int = 0, start: int = 0) -> Generator[Part, None, None]:
         """Yields the batches from number `start` on; each lasts until the next."""
         order = None
         if self._seed is not None:
@@ -70,15 +81,13 @@ class ArrayBatches:
         on_device = None if isinstance(self._x, np.ndarray) else self._on_device(order)
         for first in range(start * self.batch_size, self.samples, self.batch_size):
             rows = slice(first, min(first + self.batch_size, self.samples))
+            share = None
+            if self._share is not None:
+                share = self._share(rows.stop - first)
+                rows = slice(first + share.first, first + share.first + share.samples)
             indices = None if order is None else order[rows]
-            x: Batch
-            if on_device is None:
-                x = self._batch(0, self._x, rows, indices)
-            elif isinstance(on_device, Rows):
-                x = Rows(on_device.source, on_device.indices[rows])
-            else:
-                x = on_device[rows]
-            yield x, self._batch(1, self._y, rows, indices)
+            x = self._batch(0, self._x, rows, indices) if on_device is None else on_device[rows]
+            yield x, self._batch(1, self._y, rows, indices), share
 
     def _on_device(self, order: np.ndarray | None) -> Batch:
         if order is None:
@@ -123,6 +132,7 @@ class GeneratedBatches:
             iterable that can start anew does so at its end. By default an epoch is one pass.
         workers: threads that prepare batches; 0: none, batches are made when they are wanted.
         max_queue_size: how many batches are prepared in advance.
+        share: from the size of a batch to the part that is served.
 
     Attributes:
         ran_out: whether the source ended before its time, of which a warning was given.
@@ -140,8 +150,9 @@ class GeneratedBatches:
         steps: int | None = None,
         workers: int = 1,
         max_queue_size: int = 10,
+        share: Sharing | None = None,
     ) -> None:
-        self._source, self._convert = source, convert
+        self._source, self._convert, self._share = source, convert, share
         self._length = len(source) if hasattr(source, "__len__") else None
         self._indexed = self._length is not None and hasattr(source, "__getitem__")
         self._workers, self._max_queue_size = workers, max_queue_size
@@ -172,12 +183,17 @@ class GeneratedBatches:
     def _source_state(self) -> Any:
         return self._source.get_state() if hasattr(self._source, "get_state") else None
 
-    def take(self, epoch: int = 0, start: int = 0) -> Generator[Pair, None, None]:
+    def take(self, epoch: int = 0, start: int = 0) -> Generator[Part, None, None]:
         """Yields the batches of the next epoch, whatever its number, but for the first `start`."""
         done = start
         left = math.inf if self.steps is None else self.steps - start
         for batch in self._indexed_batches(left) if self._indexed else self._iterated_batches(left):
-            yield self._convert(batch)
+            x, y = self._convert(batch)
+            if self._share is None:
+                yield x, y, None
+            else:
+                share = self._share(len(x))
+                yield x[share.rows], y[share.rows], share
             done += 1
         if done == 0 or (self.steps is not None and done < self.steps):
             self.ran_out = True

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyconv import backend
 from pyconv.callbacks.base import Logs
 from pyconv.metrics import Mean, Metric
+
+if TYPE_CHECKING:
+    from pyconv.distribute import MPI
 
 _ROOM = 64  # batches whose results may wait on a device
 
@@ -22,9 +25,11 @@ class Means:
 
     Args:
         metrics: what is measured beside the loss.
+        group: the processes that share the batches. All must add theirs; the means are of all.
     """
 
-    def __init__(self, metrics: Sequence[Metric] = ()) -> None:
+    def __init__(self, metrics: Sequence[Metric] = (), group: MPI | None = None) -> None:
+        self._group = group
         self._metrics = list(metrics)
         self._means = {name: Mean() for name in ("loss", *(metric.name for metric in metrics))}
         self._waiting: _Waiting | None = None
@@ -37,6 +42,8 @@ class Means:
             y: the labels.
             predictions: the outputs, likewise here or on the device.
         """
+        if self._group is not None:
+            losses = backend.to_host(losses)  # the others wait for it
         if isinstance(losses, np.ndarray):
             self._add(losses, y, backend.to_host(predictions) if self._metrics else predictions)
             return
@@ -70,9 +77,19 @@ class Means:
             self._waiting = waiting
 
     def _add(self, losses: np.ndarray, y: np.ndarray, predictions: np.ndarray) -> None:
-        self._means["loss"].add(losses)
-        for metric in self._metrics:
-            self._means[metric.name].add(metric.values(y, predictions))
+        values = [losses]
+        if len(losses):  # a process may have none of a small batch
+            values += [metric.values(y, predictions) for metric in self._metrics]
+        else:
+            values += [losses for _ in self._metrics]
+        if self._group is None:
+            for mean, value in zip(self._means.values(), values):
+                mean.add(value)
+            return
+        sums = [float(value.sum(dtype=np.float64)) for value in values]
+        *sums, count = self._group.sum(np.array([*sums, len(losses)]), "the sum of the losses")
+        for mean, total in zip(self._means.values(), sums):
+            mean.add_sum(float(total), round(count))
 
 
 class _Waiting:

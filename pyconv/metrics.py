@@ -23,8 +23,12 @@ class Mean:
 
     def add(self, values: np.ndarray) -> None:
         """Takes in one value per sample, (N,)."""
-        self._total += float(values.sum(dtype=np.float64))
-        self._count += len(values)
+        self.add_sum(float(values.sum(dtype=np.float64)), len(values))
+
+    def add_sum(self, total: float, count: int) -> None:
+        """Takes in the sum of the values of so many samples."""
+        self._total += total
+        self._count += count
 
     def result(self) -> float:
         """Returns the mean so far; 0 if there is nothing yet, as in Keras."""

@@ -6,11 +6,12 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyconv import backend, losses, metrics, optimizers, random, saving
+from pyconv import backend, checkpoints, distribute, losses, metrics, optimizers, random, saving
 from pyconv import layers as layers_module
 from pyconv.callbacks import Callback, CallbackList, History, Logs, ProgbarLogger, Progress
 from pyconv.checkpoints import Run
@@ -19,6 +20,8 @@ from pyconv.data import (
     Batches,
     GeneratedBatches,
     Pair,
+    Part,
+    Sharing,
     makes_batches,
     samples_alone,
     samples_and_labels,
@@ -91,6 +94,7 @@ class Sequential:
         self._numbers: StepNumbers | None = None
         self._step = 0  # of training; selects dropout's masks
         self._run: Run | None = None  # where `fit` is, while it runs
+        self._group: distribute.MPI | None = None  # the processes that train the model together
         for layer in layers or ():
             self.add(layer)
 
@@ -255,7 +259,7 @@ class Sequential:
         lines = [f"{a:<{first}}{b:<{second}}{c:>{third}}" for a, b, c in rows]
         total = self.count_params()
         trained = sum(p.size for _, p in self._named_parameters() if p.trainable)
-        output = print_fn or print
+        output = print_fn or (print if distribute.rank() == 0 else _ignore)
         for line in (
             f'Model: "{self.name}"',
             "_" * width,
@@ -301,15 +305,20 @@ class Sequential:
         Raises:
             FileExistsError: if it is there and `overwrite` is False.
             OSError, ValueError: as for :func:`pyconv.saving.save_model`.
+
+        Of processes that train the model together the first one writes.
         """
-        saving.save_model(self, filepath, overwrite)
+        if self._group is None or self._group.is_first:
+            saving.save_model(self, filepath, overwrite)
 
     def save_weights(self, filepath: str | os.PathLike[str], overwrite: bool = True) -> None:
         """Saves the weights alone: as Keras's `.weights.h5` by that ending, else safetensors.
 
-        Args and errors are those of :func:`pyconv.saving.save_weights`.
+        Args and errors are those of :func:`pyconv.saving.save_weights`. Of processes that train the
+        model together the first one writes.
         """
-        saving.save_weights(self, filepath, overwrite)
+        if self._group is None or self._group.is_first:
+            saving.save_weights(self, filepath, overwrite)
 
     def load_weights(self, filepath: str | os.PathLike[str]) -> None:
         """Loads weights that `save_weights`, `save` or, as `.weights.h5`, Keras 3 has written.
@@ -374,6 +383,7 @@ class Sequential:
         loss: str | type[losses.Loss] | losses.Loss | dict[str, Any] | None = None,
         metrics: Sequence[str | type[metrics.Metric] | metrics.Metric | dict[str, Any]]
         | None = None,
+        distribute: distribute.MPI | str | bool | None = "auto",
     ) -> None:
         """Sets how the model is trained. The weights stay.
 
@@ -383,8 +393,13 @@ class Sequential:
             metrics: names or objects, see :mod:`pyconv.metrics`, e.g. ``["accuracy"]``, which is
                 the categorical, sparse categorical or binary accuracy by the shapes of labels and
                 outputs.
+            distribute: the processes that train the model together, a
+                :class:`pyconv.distribute.MPI`; "auto": those that MPI's launcher started, if there
+                are several; None: each trains for itself. All call `fit`, `evaluate` and
+                `train_on_batch` alike.
 
         Raises:
+            ImportError: if there are several processes, but no mpi4py.
             TypeError: if `metrics` is not a list.
             ValueError: if a name is unknown, or one of Keras's that is not supported.
         """
@@ -400,8 +415,9 @@ class Sequential:
             raise ValueError(
                 f"The metrics must have names of their own, other than 'loss'. Received: {names}"
             )
+        group = _get_group(distribute)
         self.optimizer, self.loss = optimizers.get(optimizer), losses.get(loss)
-        self.metrics = new_metrics
+        self.metrics, self._group = new_metrics, group
         self._training_plan = self._inference_plan = None
         self._graph.discard()
 
@@ -500,6 +516,29 @@ class Sequential:
                 )
             (x, y), validation_data = _split(x, y, validation_split)
 
+        with self._guarded():
+            self._agree(x, y, epochs=epochs, initial_epoch=initial_epoch, batch_size=batch_size)
+            return self._fit(
+                *(x, y, batch_size, epochs, verbose, callbacks, validation_data, shuffle),
+                *(initial_epoch, steps_per_epoch, validation_steps, queue),
+            )
+
+    def _fit(
+        self,
+        x: Any,
+        y: np.ndarray | None,
+        batch_size: int | None,
+        epochs: int,
+        verbose: int,
+        callbacks: Callback | Sequence[Callback] | None,
+        validation_data: Any,
+        shuffle: bool,
+        initial_epoch: int,
+        steps_per_epoch: int | None,
+        validation_steps: int | None,
+        queue: tuple[int, int],
+    ) -> History:
+        """:meth:`fit`, with checked arguments."""
         seed = random.next_seed()
         batches = self._batches(
             x,
@@ -531,9 +570,7 @@ class Sequential:
         self.stop_training = False
         logs: Logs | None = None
         callbacks = listeners.callbacks
-        self._run = run = Run(
-            batches, validation, callbacks, Means(self.metrics or ()), initial_epoch
-        )
+        self._run = run = Run(batches, validation, callbacks, self._means(), initial_epoch)
         listeners.on_train_begin()  # may change where the run is
         try:
             with backend.current().running():
@@ -548,11 +585,13 @@ class Sequential:
                     if validation is not None:
                         values = self._evaluate(validation, listeners=listeners)
                         logs.update({f"val_{name}": value for name, value in values.items()})
-                    run.begin_epoch(epoch + 1, Means(self.metrics or ()))
+                    run.begin_epoch(epoch + 1, self._means())
                     listeners.on_epoch_end(epoch, logs)
                     if self.stop_training or batches.ran_out:
                         break
         except KeyboardInterrupt:
+            if self._group is not None and not self._group.stops_together:
+                raise  # the others wait
             history.interrupted = True
         finally:
             self._run = None
@@ -602,9 +641,12 @@ class Sequential:
         x, y = self._arrays_or_batches(x, y)
         batches = self._batches(x, y, batch_size, "steps", steps, queue)
         listeners = self._listeners(callbacks, batches, verbose)
+        if self._group is not None and not self._group.is_first:
+            verbose = 0
         progress = Progress("Evaluation", batches.samples, batches.steps, verbose)
         try:
-            with backend.current().running():
+            with self._guarded(), backend.current().running():
+                self._agree(x, y, batch_size=batch_size)
                 logs = self._evaluate(batches, progress, listeners)
             progress.finish(logs)
         finally:
@@ -748,9 +790,11 @@ class Sequential:
         """
         self._require_compiled("train_on_batch")
         x, y = self._check_data(x, y)
-        means = Means(self.metrics or ())
-        with backend.current().running():
-            self._train_step(as_batch(x), as_float32(y), means)
+        means = self._means()
+        with self._guarded(), backend.current().running():
+            batches = ArrayBatches(x, y, len(x), share=self._share)
+            for batch, labels, share in batches.take():
+                self._train_step(batch, labels, means, share)
         return _returned(means.logs(), return_dict)
 
     def test_on_batch(
@@ -763,7 +807,8 @@ class Sequential:
         self._require_compiled("test_on_batch")
         x, y = self._check_data(x, y)
         with backend.current().running():
-            return _returned(self._evaluate(ArrayBatches(x, y, len(x))), return_dict)
+            batches = ArrayBatches(x, y, len(x), share=self._share)
+            return _returned(self._evaluate(batches), return_dict)
 
     def predict_on_batch(self, x: np.ndarray) -> np.ndarray:
         """Returns the outputs for one batch, a new array. Errors are those of :meth:`predict`."""
@@ -797,8 +842,10 @@ class Sequential:
         """The batches of checked arrays, or of what makes some; `queue` is workers and size."""
         if y is not None:
             _only_for_batches(steps_name, steps)
-            return ArrayBatches(x, y, 32 if batch_size is None else batch_size, seed)
-        return self._generated(x, self._check_batch, batch_size, steps_name, steps, queue)
+            return ArrayBatches(x, y, 32 if batch_size is None else batch_size, seed, self._share)
+        return self._generated(
+            x, self._check_batch, batch_size, steps_name, steps, queue, self._share
+        )
 
     def _generated(
         self,
@@ -808,6 +855,7 @@ class Sequential:
         steps_name: str,
         steps: int | None,
         queue: tuple[int, int],
+        share: Sharing | None = None,
     ) -> GeneratedBatches:
         if batch_size is not None:
             raise ValueError(
@@ -816,7 +864,7 @@ class Sequential:
             )
         if steps is not None:
             steps = _count(steps_name, steps, 1)
-        return GeneratedBatches(x, convert, steps, *queue)
+        return GeneratedBatches(x, convert, steps, *queue, share=share)
 
     def _listeners(
         self,
@@ -833,13 +881,20 @@ class Sequential:
             "batch_size": batches.batch_size,
             "verbose": verbose,
         }
-        return CallbackList(callbacks, self, params, own)
+        speaks = self._group is None or self._group.is_first
+        return CallbackList(callbacks, self, params, own, speaks)
 
-    def _fit_epoch(self, batches: Iterator[Pair], run: Run, listeners: CallbackList) -> Logs | None:
+    def _means(self) -> Means:
+        return Means(self.metrics or (), self._group)
+
+    def _fit_epoch(self, batches: Iterator[Part], run: Run, listeners: CallbackList) -> Logs | None:
         """The values of the epoch; None if there was no batch."""
-        for x, y in batches:
+        capacity = run.batches.batch_size or 0
+        if self._group is not None:
+            capacity = self._group.largest_share(capacity, self._multiple)
+        for x, y, share in batches:
             listeners.on_train_batch_begin(run.batch)
-            self._train_step(x, y, run.means, run.batches.batch_size or 0)
+            self._train_step(x, y, run.means, share, capacity)
             run.batch += 1
             logs = run.means.logs() if listeners.read_train_batches else Logs()
             listeners.on_train_batch_end(run.batch - 1, logs)
@@ -847,8 +902,15 @@ class Sequential:
                 break
         return run.means.logs() if run.batch else None
 
-    def _train_step(self, x: Batch, y: np.ndarray, means: Means, capacity: int = 0) -> None:
-        optimizer = self.optimizer
+    def _train_step(
+        self,
+        x: Batch,
+        y: np.ndarray,
+        means: Means,
+        share: distribute.Share | None = None,
+        capacity: int = 0,
+    ) -> None:
+        optimizer, group = self.optimizer, self._group
         assert optimizer is not None
         plan = self._plan_for_training(max(len(x), capacity))
         parameters, numbers = self._parameters, self._numbers
@@ -859,26 +921,108 @@ class Sequential:
         # A captured step finds everything where it was.
         capture = plan.device.captures and plan.on_device
         inputs, labels = plan.feed(x, keep=capture), plan.feed_labels(y, keep=capture)
+        exchange = None
+        if group is not None and share is not None:
+            plan.take_part(share)
+            exchange = group.exchange(parameters)
 
-        def launch() -> tuple[np.ndarray, np.ndarray]:
+        def differentiate() -> tuple[np.ndarray, np.ndarray]:
             results = plan.forward_loss(inputs, labels, training=True, step=numbers.dropout_step)
-            plan.backward()
+            plan.backward(None if exchange is None else exchange.ready)
+            return results
+
+        def update() -> None:
             optimizer.step(
                 parameters.weights, parameters.gradients, numbers.learning_rate, numbers.iteration
             )
+
+        def launch() -> tuple[np.ndarray, np.ndarray]:
+            results = differentiate()
+            if exchange is None:
+                update()
             return results
 
         key = None
         if capture and (fixed := optimizer.replayed_with) is not None:
             mode = plan.device.kernels.math_mode()
-            key = (len(x), plan, parameters, numbers, optimizer, mode, *fixed)
+            key = (len(x), share, plan, parameters, numbers, optimizer, mode, *fixed)
         sample_losses, predictions = self._graph.run(
             launch, plan.device, key, list(optimizer.slots.values())
         )
+        if exchange is not None:
+            exchange.finish()
+            update()
+            self._average_statistics(share)
         Parameter.written()
         optimizer.iterations += 1
         self._step += 1
         means.add(sample_losses, y, predictions)
+
+    def _average_statistics(self, share: distribute.Share | None) -> None:
+        """Makes batch normalization's moving averages those of the whole batch.
+
+        As in Keras, a process normalizes by the statistics of its own samples.
+        """
+        moving = [
+            parameter
+            for layer in self._layers
+            if isinstance(layer, layers_module.BatchNormalization) and layer.trainable
+            for parameter in layer.parameters[-2:]
+        ]
+        if not moving:
+            return
+        assert self._group is not None and share is not None
+        values = np.concatenate([parameter.value.ravel() for parameter in moving])
+        weighted = (
+            values * (share.samples / share.whole) if share.samples else np.zeros_like(values)
+        )
+        values = self._group.sum(weighted, "the mean of the moving averages")
+        first = 0
+        for parameter in moving:
+            parameter.assign(values[first : first + parameter.size].reshape(parameter.shape))
+            first += parameter.size
+
+    # What processes share
+
+    @property
+    def _share(self) -> Sharing | None:
+        """From the size of a batch to this process's part; None if it has no others."""
+        if self._group is None:
+            return None
+        return partial(self._group.share, multiple=self._multiple)
+
+    @property
+    def _multiple(self) -> int:
+        """At which multiples of samples the parts of a batch begin."""
+        shape, sizes = self.input_shape, []
+        for layer in self._layers:
+            assert shape is not None
+            shape = layer.compute_output_shape(shape)
+            if isinstance(layer, layers_module.Dropout):
+                sizes.append(math.prod(size for size in shape if size is not None))
+        return distribute.alignment(sizes)
+
+    def _guarded(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, an exception reaches the other processes, too."""
+        return contextlib.nullcontext() if self._group is None else self._group.guarding()
+
+    def _agree(self, x: Any, y: np.ndarray | None, **arguments: Any) -> None:
+        """Sees to it that all processes have the same model, data and arguments."""
+        if self._group is None:
+            return
+        if not self.built:
+            raise ValueError(
+                f"{self.name}: processes that train together must know the shape of the inputs. "
+                "Give the model an Input, or call build() first."
+            )
+        facts = dict(arguments) | {"the arithmetic": checkpoints.arithmetic()}
+        facts |= checkpoints.facts(self)
+        if y is not None:
+            facts |= {"the shape of x": x.shape, "the data": distribute.digest(x, y)}
+        elif hasattr(x, "__len__"):
+            facts["the number of batches"] = len(x)
+        self._group.require_same(facts)
+        self._group.synchronize(self)
 
     def _evaluate(
         self,
@@ -886,12 +1030,12 @@ class Sequential:
         progress: Progress | None = None,
         listeners: CallbackList | None = None,
     ) -> Logs:
-        means = Means(self.metrics or ())
+        means = self._means()
         listeners = listeners or CallbackList(None, self, {})
         listeners.on_test_begin()
         index = -1
         with contextlib.closing(batches.take()) as taken:
-            for index, (x, y) in enumerate(taken):
+            for index, (x, y, share) in enumerate(taken):
                 listeners.on_test_batch_begin(index)
                 plan = self._plan_for_inference(max(batches.largest, len(x)))
                 sample_losses, predictions = plan.forward_loss(plan.feed(x), plan.feed_labels(y))
@@ -899,7 +1043,8 @@ class Sequential:
                 logs = means.logs() if listeners.read_test_batches else Logs()
                 listeners.on_test_batch_end(index, logs)
                 if progress is not None:
-                    progress.update(len(x), means.logs() if progress.is_due else {})
+                    size = len(x) if share is None else share.whole
+                    progress.update(size, means.logs() if progress.is_due else {})
         if index < 0:
             raise ValueError("There is nothing to evaluate: there was no batch.")
         listeners.on_test_end(means.logs())
@@ -919,7 +1064,7 @@ class Sequential:
                 contextlib.closing(batches.take()) as taken,
             ):
                 listeners.on_predict_begin()
-                for index, (batch, _) in enumerate(taken):
+                for index, (batch, _, _) in enumerate(taken):
                     listeners.on_predict_batch_begin(index)
                     # Asked for every batch, because a callback may have changed the weights.
                     plan = self._plan_for_inference(max(batches.largest, len(batch)))
@@ -1144,8 +1289,24 @@ def _without_batch(shape: Shape | None) -> tuple[int, ...] | None:
     return None if shape is None else tuple(size for size in shape[1:] if size is not None)
 
 
-# Under another name, because compile() has an argument called metrics.
+# Under another name, because compile() has arguments called metrics and distribute.
 _get_metric = metrics.get
+_detect, _MPI = distribute.detect, distribute.MPI
+
+
+def _get_group(given: Any) -> distribute.MPI | None:
+    if given == "auto":
+        return _detect()
+    if given is None or given is False or isinstance(given, _MPI):
+        return given or None
+    raise ValueError(
+        "distribute must be 'auto', None or a pyconv.distribute.MPI. "
+        f"Received: distribute={given!r}"
+    )
+
+
+def _ignore(line: str) -> None:
+    pass
 
 
 def _returned(logs: Logs, return_dict: bool) -> float | list[float] | dict[str, float]:

@@ -10,9 +10,9 @@ import copy
 import functools
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, Union
 
 import numpy as np
 
@@ -59,6 +59,9 @@ from pyconv.layers.base import ACTIVATIONS
 from pyconv.losses import BinaryCrossentropy, Loss, SoftmaxCrossentropy
 from pyconv.recording import RecordedForward
 
+if TYPE_CHECKING:
+    from pyconv.distribute import Share
+
 _ALIGNMENT = 16  # floats in a cache line
 
 
@@ -76,6 +79,9 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __getitem__(self, rows: slice) -> Rows:
+        return Rows(self.source, self.indices[rows])
 
 
 Batch = Union[np.ndarray, Rows]
@@ -264,8 +270,19 @@ class Plan:
         assert self._head is not None
         return self._head.forward(self._run(self._loss_blocks, x, training, step), labels)
 
-    def backward(self) -> None:
-        """Overwrites the gradients with those of the mean loss of the last :meth:`forward_loss`."""
+    def take_part(self, share: Share) -> None:
+        """Makes the next batches parts of larger ones, over which the loss's mean is taken."""
+        assert self._head is not None
+        self._head.batch = share.whole
+        for block in self.blocks:
+            block.first_sample = share.first
+
+    def backward(self, ready: Callable[[Parameter], None] | None = None) -> None:
+        """Overwrites the gradients with those of the mean loss of the last :meth:`forward_loss`.
+
+        Args:
+            ready: called with a parameter when its gradient, and those of all behind it, are made.
+        """
         assert self._head is not None
         dy: np.ndarray | None = self._head.backward()
         first, last = self._first_trained, len(self._loss_blocks)
@@ -273,6 +290,8 @@ class Plan:
         for block in reversed(self._loss_blocks[first if through is None else first + 2 : last]):
             assert dy is not None
             dy = block.backward(dy)
+            if ready is not None and block.gradients:
+                ready(next(p for p in block.parameters if p.trainable))
         if through is not None:
             assert dy is not None
             through.second.backward_through(dy, through.first)
@@ -527,12 +546,17 @@ class FlatParameters:
             size += -(-parameter.size // _ALIGNMENT) * _ALIGNMENT
             if index + 1 == len(self.trained):
                 trained_size = size
+        self._offset_of = dict(zip(self._parameters, self._offsets))
         everything = self.device.zeros(size)
         self.weights = everything[:trained_size]
         self.gradients = self.device.zeros(trained_size)
         self._weight_views = self._views(everything, self._parameters)
         self.gradient_views = self.views(self.gradients)
         self.claim()
+
+    def offset(self, parameter: Parameter) -> int:
+        """Where a parameter begins in `weights`, and its gradient in `gradients`."""
+        return self._offset_of[parameter]
 
     def views(self, flat: np.ndarray) -> list[np.ndarray]:
         """The trained tensors in a flat array of this layout, e.g. in an optimizer's slot."""

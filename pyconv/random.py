@@ -48,11 +48,18 @@ def next_seed() -> int:
 
     Without :func:`set_random_seed` the stream starts from the operating system's entropy.
     """
-    global _seed, _count
+    global _count
+    seed, _ = begun_state()
+    _count += 1
+    return _splitmix64((_splitmix64(seed) + _count * _GOLDEN) & _MASK)
+
+
+def begun_state() -> tuple[int, int]:
+    """Returns :func:`get_state`; a stream without a seed is given one."""
+    global _seed
     if _seed is None:
         _seed = int.from_bytes(os.urandom(8), "little")
-    _count += 1
-    return _splitmix64((_splitmix64(_seed) + _count * _GOLDEN) & _MASK)
+    return _seed, _count
 
 
 def get_state() -> tuple[int | None, int]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pyconv import checkpoints
 from pyconv.callbacks.base import Callback, check_save_freq
+from pyconv.distribute import MPI
 from pyconv.saving import remove_leftovers
 
 FILE = "checkpoint.safetensors"
@@ -91,6 +92,7 @@ class BackupAndRestore(Callback):
         self._rate: float | None = None
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
+        self._group: MPI | None = None
 
     @property
     def path(self) -> Path:
@@ -98,11 +100,17 @@ class BackupAndRestore(Callback):
         return self.backup_dir / FILE
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self.backup_dir.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.path)
+        self._group = self.model._group
         self._rate = None
-        if self.path.exists():
-            checkpoints.restore(checkpoints.read(self.path), self.model, self.settings)
+        found = None
+        if self._writes:
+            self.backup_dir.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path)
+            found = checkpoints.read(self.path) if self.path.exists() else None
+        if self._group is not None:
+            found = self._group.broadcast(found)
+        if found is not None:
+            checkpoints.restore(found, self.model, self.settings)
             self._rate = checkpoints.constant_rate(self.model)
         run = self.model._run
         assert run is not None
@@ -137,14 +145,22 @@ class BackupAndRestore(Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._training = False
-        if self._complete and self.delete_checkpoint:
+        if self._complete and self.delete_checkpoint and self._writes:
             self.path.unlink(missing_ok=True)
         self._release_signals()
         if self._complete:  # else something has ended training already
             self._deliver_signal()
         self._signal = None
 
+    @property
+    def _writes(self) -> bool:
+        return self._group is None or self._group.is_first
+
     def _between_batches(self, due: bool) -> None:
+        if self._group is not None:
+            # A signal may reach one process earlier than another, or alone.
+            self._signal = self._group.largest(self._signal or 0) or None
+            self._group.stops_together = self._signal is not None
         if due or self._signal is not None:
             self._save()
         self._deliver_signal()
@@ -156,6 +172,8 @@ class BackupAndRestore(Callback):
         return self.max_share is None or self._took <= self.max_share * self._seconds_since()
 
     def _save(self) -> None:
+        if not self._writes:
+            return
         start = time.monotonic()
         try:
             checkpoints.write(self.path, self.model, self.params["epochs"], self.settings)
@@ -187,4 +205,5 @@ class BackupAndRestore(Callback):
     def _deliver_signal(self) -> None:
         if self._signal is not None:
             number, self._signal = self._signal, None
+            self._release_signals()  # another process may have received it
             signal.raise_signal(number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -46,11 +48,14 @@ class Callback:
             "verbose". What is not known of generated batches is None.
         state_names: names of the attributes that :meth:`get_state` returns.
         comes_last: whether it is called after all that are not, whatever the order in the list.
+        first_process_only: whether it is called in the first one only of processes that train
+            together, as what writes files must be. What it prints elsewhere is not shown anyway.
         reads_batches: whether its hooks after a batch look at `logs`. Where no callback does, these
             are empty, and training on a GPU need not wait for the values of every batch.
     """
 
     comes_last = False
+    first_process_only = False
     state_names: tuple[str, ...] = ()
     model: Sequential
     params: dict[str, Any]
@@ -171,6 +176,10 @@ class CallbackList(Callback):
         model: the model that is trained.
         params: see :class:`Callback`.
         more: more callbacks, which are called after them.
+        is_first: whether this process is the first one, or the only one, that trains the model.
+
+    Attributes:
+        callbacks: all of them, in their order.
 
     Raises:
         TypeError: if one of them is not a callback.
@@ -182,6 +191,7 @@ class CallbackList(Callback):
         model: Sequential,
         params: dict[str, Any],
         more: Iterable[Callback] = (),
+        is_first: bool = True,
     ) -> None:
         users = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
         self.callbacks = [*users, *more]
@@ -194,6 +204,11 @@ class CallbackList(Callback):
             callback.set_model(model)
             callback.set_params(params)
         self.callbacks.sort(key=lambda callback: callback.comes_last)
+        self._called: list[Any] = [
+            callback if is_first else _Silent(callback)
+            for callback in self.callbacks
+            if is_first or not callback.first_process_only
+        ]
 
     @property
     def read_train_batches(self) -> bool:
@@ -212,59 +227,59 @@ class CallbackList(Callback):
         )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_train_begin(logs)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_train_end(logs)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_epoch_end(epoch, logs)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_train_batch_end(batch, logs)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_test_begin(logs)
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_test_end(logs)
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_test_batch_begin(batch, logs)
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_test_batch_end(batch, logs)
 
     def on_predict_begin(self, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_predict_begin(logs)
 
     def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_predict_end(logs)
 
     def on_predict_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_predict_batch_begin(batch, logs)
 
     def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_predict_batch_end(batch, logs)
 
 
@@ -293,6 +308,22 @@ class History(Callback):
         self.epoch.append(epoch)
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(value)
+
+
+class _Silent:
+    """A callback, nothing of which is printed."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        hook = getattr(self._callback, name)
+
+        def call(*arguments: Any) -> None:
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                hook(*arguments)
+
+        return call
 
 
 def _defines(callback: Callback, hook: str) -> bool:
@@ -375,6 +406,7 @@ class Progress:
 class ProgbarLogger(Callback):
     """Shows the progress of training; `fit` adds it unless `verbose` is 0."""
 
+    first_process_only = True
     _progress: Progress | None = None
 
     @property

@@ -47,6 +47,7 @@ class ModelCheckpoint(Callback):
         >>> ModelCheckpoint("{epoch:02d}-{val_loss:.2f}.safetensors", save_best_only=True)
     """
 
+    first_process_only = True
     state_names = ("best", "_batches")
 
     def __init__(
@@ -139,6 +140,8 @@ class CSVLogger(Callback):
         OSError: in training, if the file cannot be read or written.
     """
 
+    first_process_only = True
+
     def __init__(
         self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False
     ) -> None:
@@ -204,6 +207,7 @@ class TensorBoard(Callback):
         TypeError, ValueError: if an argument is unknown, out of range or not supported.
     """
 
+    first_process_only = True
     state_names = ("_batches",)
 
     def __init__(
