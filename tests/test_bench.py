@@ -96,7 +96,7 @@ def test_spread_and_the_fastest_peer():
         ("--peers caffe", "expected some of torch, keras-tensorflow"),
         ("--peers none,torch", "stand alone"),
         ("--network alexnet", "expected some of tutorial, lenet"),
-        ("training --network lenet", "training: only of --network tutorial"),
+        ("training --network resnet50", "training: of --network tutorial, lenet, vgg16-32"),
         ("--layers c1,c99", "expected some of adam, c1, c2"),
         ("--isa mmx", "'mmx' is not one of"),
         ("--device cuda-emulated", "'cuda-emulated' is not one of 'cpu', 'cuda'"),
@@ -141,31 +141,56 @@ def test_lists_are_completed_behind_their_last_comma():
 
 
 def test_weights_are_those_of_the_tutorials_network():
-    model = networks.layers(pyconv)
-    shapes = [array.shape for array in networks.weights()]
+    model = networks.TUTORIAL.layers(pyconv)
+    shapes = [array.shape for array in networks.TUTORIAL.weights()]
     assert shapes == [array.shape for array in model.get_weights()]
-    assert sum(map(np.size, networks.weights())) == model.count_params() == networks.PARAMETERS
-    assert pyconv.applications.tutorial_network().count_params() == networks.PARAMETERS
+    assert (
+        sum(map(np.size, networks.TUTORIAL.weights()))
+        == model.count_params()
+        == networks.TUTORIAL.parameters
+    )
+    assert pyconv.applications.tutorial_network().count_params() == networks.TUTORIAL.parameters
+
+
+@pytest.mark.parametrize("name", ["tutorial", "lenet", "vgg16-32"])
+def test_a_network_is_the_same_to_everybody(name):
+    """pyconv's layers beside the ONNX model that inference engines are given."""
+    network = networks.NETWORKS[name]
+    model = network.layers(pyconv)
+    assert [array.shape for array in network.weights()] == [w.shape for w in model.get_weights()]
+    assert model.count_params() == network.parameters
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model.set_weights(network.weights())
+    x, y = network.data(3)
+    assert y.shape == (3, network.classes)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        contestants.onnx_model(network, 3).SerializeToString(), options
+    )
+    expected = session.run(None, {"x": contestants._images_first(network, 3)})[0]
+    assert np.ptp(expected) > 0.01
+    np.testing.assert_allclose(model.predict_on_batch(x), expected, atol=training.TOLERANCE)
 
 
 def test_other_work_is_found_out():
     outputs = np.full((2, 10), 0.1)
-    training.check_same_work(networks.PARAMETERS, outputs, outputs + 1e-5)
+    training.check_same_work(276_138, 276_138, outputs, outputs + 1e-5)
     with pytest.raises(ContestantError, match="has 7 parameters, expected 276,138"):
-        training.check_same_work(7, outputs, outputs)
+        training.check_same_work(7, 276_138, outputs, outputs)
     for wrong in (outputs + 2e-4, np.full_like(outputs, np.nan)):
         with pytest.raises(ContestantError, match="differ by"):
-            training.check_same_work(networks.PARAMETERS, wrong, outputs)
+            training.check_same_work(276_138, 276_138, wrong, outputs)
 
 
 @pytest.mark.parametrize("index", range(16))
 def test_every_weight_shows_in_the_outputs(index):
     """The check of the outputs would miss a mistake in weights that hardly matter."""
-    x, _ = networks.data(16)
-    model = networks.layers(pyconv)
-    model.set_weights(networks.weights())
+    x, _ = networks.TUTORIAL.data(16)
+    model = networks.TUTORIAL.layers(pyconv)
+    model.set_weights(networks.TUTORIAL.weights())
     outputs = model.predict_on_batch(x)
-    weights = networks.weights()
+    weights = networks.TUTORIAL.weights()
     # Kernels with their outputs in reverse, biases forgotten.
     weights[index] = weights[index][..., ::-1].copy() if index % 2 == 0 else 0 * weights[index]
     model.set_weights(weights)
@@ -183,14 +208,16 @@ def process():
 
 @pytest.mark.parametrize("task", contestants.TASKS)
 def test_a_contestant_prepares_and_runs(process, task):
-    prepared = process.ask("prepare", task=task, batch=2)
+    prepared = process.ask("prepare", network="tutorial", task=task, batch=2)
     assert prepared["mode"] == {"training": "train_on_batch"}.get(task, "predict_on_batch")
     assert prepared["versions"] == {"pyconv": pyconv.__version__}
     assert prepared["candidates"][prepared["mode"]] > 0
-    model = networks.layers(pyconv)
-    model.set_weights(networks.weights())
-    expected = model.predict_on_batch(networks.data(2)[0])
-    training.check_same_work(prepared["parameters"], np.asarray(prepared["outputs"]), expected)
+    model = networks.TUTORIAL.layers(pyconv)
+    model.set_weights(networks.TUTORIAL.weights())
+    expected = model.predict_on_batch(networks.TUTORIAL.data(2)[0])
+    training.check_same_work(
+        prepared["parameters"], 276_138, np.asarray(prepared["outputs"]), expected
+    )
 
     ran = process.ask("run", seconds=0.05)
     assert ran["seconds"] >= 0.05
@@ -202,13 +229,16 @@ def test_requests_that_fail_are_answered_and_survived(process):
     with pytest.raises(ContestantError, match="unknown request 'dance'"):
         process.ask("dance")
     with pytest.raises(ContestantError, match="TypeError"):
-        process.ask("prepare", task="training")
-    assert process.ask("prepare", task="inference", batch=1)["parameters"] == networks.PARAMETERS
+        process.ask("prepare", network="tutorial", task="training")
+    assert (
+        process.ask("prepare", network="tutorial", task="inference", batch=1)["parameters"]
+        == networks.TUTORIAL.parameters
+    )
 
 
 def test_a_process_is_paused_between_requests_and_gone_after():
     with Process("pyconv", sys.executable, Setting(1)) as process:
-        process.ask("prepare", task="inference", batch=1)
+        process.ask("prepare", network="tutorial", task="inference", batch=1)
         status = Path(f"/proc/{process._process.pid}/stat")
         if status.exists():
             deadline = time.monotonic() + 10  # signals take a moment
@@ -221,7 +251,7 @@ def test_a_process_that_ends_says_why():
     with Process("pyconv", sys.executable, Setting(1)) as process:
         process._process.kill()
         with pytest.raises(ContestantError, match="its process ended"):
-            process.ask("prepare", task="inference", batch=1)
+            process.ask("prepare", network="tutorial", task="inference", batch=1)
 
 
 def test_a_peer_that_cannot_be_imported_is_reported():
@@ -232,7 +262,7 @@ def test_a_peer_that_cannot_be_imported_is_reported():
         Process("onnxruntime", sys.executable, Setting(1)) as process,
         pytest.raises(ContestantError, match="ModuleNotFoundError"),
     ):
-        process.ask("prepare", task="inference", batch=1)
+        process.ask("prepare", network="tutorial", task="inference", batch=1)
 
 
 def test_limits_to_an_instruction_set():

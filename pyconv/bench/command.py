@@ -26,6 +26,7 @@ from pyconv.bench.contestants import (
     TASKS,
     Setting,
 )
+from pyconv.bench.networks import NETWORKS as WHOLE
 from pyconv.bench.operations import NETWORKS, Layer
 from pyconv.bench.processes import ContestantError, Process, interpreters
 from pyconv.extras import extra
@@ -134,8 +135,8 @@ class Options:
     default=TUTORIAL,
     show_default=True,
     metavar="NAMES",
-    help=f"Whose layers' kernels: {', '.join(NETWORKS)}. Training and inference are the "
-    "tutorial's.",
+    help=f"Whose layers' kernels: {', '.join(NETWORKS)}. As a whole: {', '.join(WHOLE)}; those "
+    "with branches are no Sequential.",
 )
 @click.option(
     "--layers", type=Listing(), metavar="NAMES", help="Of the networks.  [default: all of them]"
@@ -240,8 +241,10 @@ def bench(
     if len(peers) > 1 and {INSTALLED, NONE} & set(peers):
         raise click.UsageError("--peers: installed and none stand alone")
     for task in tasks:
-        if task != KERNELS and TUTORIAL not in networks:
-            raise click.UsageError(f"{task}: only of --network {TUTORIAL}")
+        if task != KERNELS and not set(networks) & set(WHOLE):
+            raise click.UsageError(
+                f"{task}: of --network {', '.join(WHOLE)}; others have branches, and kernels only"
+            )
     known = {layer.name for network in networks for layer in NETWORKS[network]}
     if layers is not None and not set(layers) <= known:
         raise click.UsageError(
@@ -249,7 +252,7 @@ def bench(
         )
     wanted = list(dict.fromkeys(tasks))
     if not wanted and not with_memory and not with_sweep:
-        wanted = [KERNELS, *(TASKS if TUTORIAL in networks else ())]
+        wanted = [KERNELS, *(TASKS if set(networks) & set(WHOLE) else ())]
     # Where that is the best there is anyway, nobody needs a limit, which some do not know.
     limit = None if isa == pyconv.available_isas()[0] else isa
     options = Options(
@@ -314,8 +317,10 @@ def bench(
             _kernels(result, processes, options)
     for task in (task for task in wanted if task != KERNELS):
         with _started(task, found, options.setting, missing, absent) as processes:
-            for size in options.batches(task):
+            whole = [network for network in networks if network in WHOLE]
+            for network, size in itertools.product(whole, options.batches(task)):
                 case = training.compare(
+                    network,
                     task,
                     size,
                     processes,
@@ -466,7 +471,8 @@ def markdown(result: report.Report) -> str:
         parts.append(kernels.table(peers).markdown(kernels.cells(row, peers) for row in listed))
         parts += kernels.speedups(listed, peers)
     for case in (case for case in result["cases"] if case["task"] != KERNELS):
-        parts.append(f"## {case['task'].capitalize()}, batch {case['batch']}")
+        title = f"{case['network']}, batch {case['batch']}"
+        parts.append(f"## {case['task'].capitalize()}: {title}")
         parts.append(
             training.TABLE.markdown(training.cells(case, name) for name in case["contestants"])
         )

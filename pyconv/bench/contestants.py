@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import networks, operations
-from .networks import Floats
+from .networks import Floats, Network
 
 KERNELS, TRAINING, INFERENCE = "kernels", "training", "inference"
 TASKS = (TRAINING, INFERENCE)  # of whole networks
@@ -73,7 +73,7 @@ class Contestant:
     Attributes:
         title: for people.
         modules: what must be importable, and whose versions are reported.
-        modes: (task, batch, setting) -> the modes, made one by one when asked for.
+        modes: (network, task, batch, setting) -> the modes, made one by one when asked for.
         tasks: what it can do with the whole network.
         kernels: (layer, pass, batch, setting) -> the ways to compute a pass alone; None if it has
             none.
@@ -84,7 +84,7 @@ class Contestant:
 
     title: str
     modules: tuple[str, ...]
-    modes: Callable[[str, int, Setting], Iterator[Mode]]
+    modes: Callable[[Network, str, int, Setting], Iterator[Mode]]
     tasks: tuple[str, ...] = TASKS
     kernels: Callable[[operations.Layer, str, int, Setting], Iterator[operations.Call]] | None = (
         None
@@ -117,19 +117,19 @@ def repeat(function: Callable[[], Any]) -> Callable[[int], Any]:
 # pyconv
 
 
-def _pyconv(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
+def _pyconv(network: Network, task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import pyconv
 
     pyconv.set_num_threads(setting.threads)
     if setting.tf32:
         pyconv.set_math_mode("tf32")
     to_device = pyconv.backend.current().to_device
-    x, y = map(to_device, networks.data(batch))
-    model = networks.layers(pyconv)
+    x, y = map(to_device, network.data(batch))
+    model = network.layers(pyconv)
     model.compile(
         pyconv.optimizers.RMSprop(1e-3, rho=0.9, epsilon=1e-7), "categorical_crossentropy"
     )
-    initial = networks.weights()
+    initial = network.weights()
     model.set_weights(initial)
 
     def mode(name: str, run: Callable[[int], Any]) -> Mode:
@@ -157,7 +157,7 @@ def _pyconv(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
 class _Torch:
     """The network in PyTorch, its batch and its optimizer."""
 
-    def __init__(self, batch: int, setting: Setting, channels_last: bool) -> None:
+    def __init__(self, network: Network, batch: int, setting: Setting, channels_last: bool) -> None:
         import torch
         from torch import nn
 
@@ -167,21 +167,26 @@ class _Torch:
         torch.backends.cuda.matmul.allow_tf32 = setting.tf32
         self.device = setting.device
         modules: list[Any] = []
-        for index, (channels, filters, padding) in enumerate(networks.CONVOLUTIONS):
-            modules.append(nn.Conv2d(channels, filters, 3, padding=int(padding == "same")))
-            modules.append(nn.ReLU(inplace=True))
-            if index % 2:
-                modules += [nn.MaxPool2d(2), nn.Dropout(networks.POOL_DROPOUT)]
-        features = int(np.prod(networks.POOLED))
-        modules += [nn.Flatten(), nn.Linear(features, networks.UNITS), nn.ReLU(inplace=True)]
-        modules.append(nn.Dropout(networks.DENSE_DROPOUT))
-        modules.append(nn.Linear(networks.UNITS, networks.CLASSES))
+        for step, shape, kernel in network.walk():
+            if step.kind == "conv":
+                padding = step.kernel // 2 if step.same else 0
+                modules.append(nn.Conv2d(shape[-1], step.size, step.kernel, padding=padding))
+                modules.append(nn.ReLU(inplace=True))
+            elif step.kind == "pool":
+                modules.append(nn.MaxPool2d(2))
+            elif step.kind == "dropout":
+                modules.append(nn.Dropout(step.rate))
+            elif step.kind == "flatten":
+                modules.append(nn.Flatten())
+            else:
+                modules += [nn.Linear(*kernel), nn.ReLU(inplace=True)]
+        del modules[-1]  # the softmax is the loss's
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = nn.Sequential(*modules).to(self.device, memory_format=self.format)
         self.parameters = list(self.model.parameters())
-        self.initial = [torch.from_numpy(array) for array in networks.weights_channels_first()]
+        self.initial = [torch.from_numpy(array) for array in network.weights_channels_first()]
         self.reset()
-        x, y = networks.data(batch)
+        x, y = network.data(batch)
         x = torch.from_numpy(x.transpose(0, 3, 1, 2)).contiguous(memory_format=self.format)
         self.x, self.y = x.to(self.device), torch.from_numpy(y.argmax(1)).to(self.device)
 
@@ -258,19 +263,21 @@ class _Torch:
         return sum(parameter.numel() for parameter in self.parameters)
 
 
-def _torch_eager(channels_last: bool) -> Callable[[str, int, Setting], Iterator[Mode]]:
-    def modes(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
-        network = _Torch(batch, setting, channels_last)
+def _torch_eager(
+    channels_last: bool,
+) -> Callable[[Network, str, int, Setting], Iterator[Mode]]:
+    def modes(network: Network, task: str, batch: int, setting: Setting) -> Iterator[Mode]:
+        made = _Torch(network, batch, setting, channels_last)
         name = "channels_last" if channels_last else "contiguous"
         if task == TRAINING:
-            yield network.training(name, compiled=False)
+            yield made.training(name, compiled=False)
         else:
-            yield network.inference(name, network.model)
+            yield made.inference(name, made.model)
 
     return modes
 
 
-def _torch_compile(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
+def _torch_compile(network: Network, task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import torch
 
     # What was compiled for other tasks would count as recompilations, of which few are allowed.
@@ -278,32 +285,33 @@ def _torch_compile(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     for channels_last in (True, False):
         name = "channels_last" if channels_last else "contiguous"
         if task == TRAINING:
-            yield _Torch(batch, setting, channels_last).training(name, compiled=True)
+            made = _Torch(network, batch, setting, channels_last)
+            yield made.training(name, compiled=True)
             continue
         if setting.device == CUDA:
-            network = _Torch(batch, setting, channels_last)
-            compiled = torch.compile(network.model, dynamic=False, mode="reduce-overhead")
-            yield network.inference(name + ", reduce-overhead", compiled)
+            made = _Torch(network, batch, setting, channels_last)
+            compiled = torch.compile(made.model, dynamic=False, mode="reduce-overhead")
+            yield made.inference(name + ", reduce-overhead", compiled)
             continue
         for freezing in (True, False):
-            network = _Torch(batch, setting, channels_last)
-            compiled = torch.compile(network.model, dynamic=False, options={"freezing": freezing})
-            yield network.inference(name + ", freezing" * freezing, compiled)
+            made = _Torch(network, batch, setting, channels_last)
+            compiled = torch.compile(made.model, dynamic=False, options={"freezing": freezing})
+            yield made.inference(name + ", freezing" * freezing, compiled)
 
 
 # Keras
 
 
-def _keras_tensorflow(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
+def _keras_tensorflow(network: Network, task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import keras
     import tensorflow as tf
 
     networks.tensorflow_threads(tf, setting.threads)
-    x, y = (tf.constant(array) for array in networks.data(batch))
-    initial = networks.weights()
+    x, y = (tf.constant(array) for array in network.data(batch))
+    initial = network.weights()
 
     def mode(jit_compile: bool) -> Mode:
-        model = networks.layers(keras)
+        model = network.layers(keras)
         model.set_weights(initial)
         predict = tf.function(lambda x: model(x, training=False), jit_compile=jit_compile)
         predict = predict.get_concrete_function(x)
@@ -336,7 +344,7 @@ def _keras_tensorflow(task: str, batch: int, setting: Setting) -> Iterator[Mode]
     yield mode(jit_compile=True)
 
 
-def _keras_jax(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
+def _keras_jax(network: Network, task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import jax
     import keras
 
@@ -344,9 +352,9 @@ def _keras_jax(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
         jax.config.update(
             "jax_default_matmul_precision", "tensorfloat32" if setting.tf32 else "highest"
         )
-    x, y = (jax.device_put(array) for array in networks.data(batch))
-    model = networks.layers(keras)
-    model.set_weights(networks.weights())
+    x, y = (jax.device_put(array) for array in network.data(batch))
+    model = network.layers(keras)
+    model.set_weights(network.weights())
     optimizer = _keras_rmsprop(keras)
     optimizer.build(model.trainable_variables)
 
@@ -402,13 +410,13 @@ def _keras_rmsprop(keras: Any) -> Any:
 # Inference engines
 
 
-def onnx_model(batch: int) -> Any:
+def onnx_model(network: Network, batch: int) -> Any:
     """The network for inference as an ONNX model whose input "x" is NCHW."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
     nodes: list[Any] = []
     initializers: list[Any] = []
-    arrays = iter(networks.weights_channels_first())
+    arrays = iter(network.weights_channels_first())
     last = "x"
 
     def add(operator: str, parameters: int = 0, **attributes: Any) -> None:
@@ -420,23 +428,26 @@ def onnx_model(batch: int) -> Any:
         last = f"{operator.lower()}{len(nodes)}"
         nodes.append(helper.make_node(operator, inputs, [last], **attributes))
 
-    for index, (_, _, padding) in enumerate(networks.CONVOLUTIONS):
-        add("Conv", 2, kernel_shape=[3, 3], pads=[int(padding == "same")] * 4)
-        add("Relu")
-        if index % 2:
+    for index, step in enumerate(network.steps):
+        behind = "Softmax" if index + 1 == len(network.steps) else "Relu"
+        if step.kind == "conv":
+            pad = step.kernel // 2 if step.same else 0
+            add("Conv", 2, kernel_shape=[step.kernel] * 2, pads=[pad] * 4)
+            add(behind)
+        elif step.kind == "pool":
             add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
-    add("Flatten")
-    add("Gemm", 2, transB=1)
-    add("Relu")
-    add("Gemm", 2, transB=1)
-    add("Softmax")
-    height, width, channels = networks.IMAGE
+        elif step.kind == "flatten":
+            add("Flatten")
+        elif step.kind == "dense":
+            add("Gemm", 2, transB=1)
+            add(behind)
+    height, width, channels = network.image
     image = [batch, channels, height, width]
     graph = helper.make_graph(
         nodes,
-        "tutorial",
+        "network",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, image)],
-        [helper.make_tensor_value_info(last, TensorProto.FLOAT, [batch, networks.CLASSES])],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, [batch, network.classes])],
         initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -448,21 +459,21 @@ def _onnx_parameters(model: Any) -> int:
     return sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
 
 
-def _images_first(batch: int) -> Floats:
-    return np.ascontiguousarray(networks.data(batch)[0].transpose(0, 3, 1, 2))
+def _images_first(network: Network, batch: int) -> Floats:
+    return np.ascontiguousarray(network.data(batch)[0].transpose(0, 3, 1, 2))
 
 
-def _onnxruntime(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
+def _onnxruntime(network: Network, task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import onnxruntime
 
-    model = onnx_model(batch)
+    model = onnx_model(network, batch)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = setting.threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    feed = {"x": _images_first(batch)}
+    feed = {"x": _images_first(network, batch)}
 
     def infer() -> Any:
         return session.run(None, feed)[0]
@@ -470,14 +481,14 @@ def _onnxruntime(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     yield Mode("all optimizations", repeat(infer), infer, _onnx_parameters(model))
 
 
-def _openvino(task: str, batch: int, setting: Setting) -> Iterator[Mode]:
+def _openvino(network: Network, task: str, batch: int, setting: Setting) -> Iterator[Mode]:
     import openvino
 
-    x, threads = _images_first(batch), setting.threads
+    x, threads = _images_first(network, batch), setting.threads
     for streams in (1, threads):
         if streams > 1 and batch % streams:
             continue
-        model = onnx_model(batch // streams)
+        model = onnx_model(network, batch // streams)
         compiled = openvino.Core().compile_model(
             openvino.Core().read_model(model.SerializeToString()),
             "CPU",

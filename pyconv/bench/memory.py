@@ -36,18 +36,18 @@ def tutorial(name: str, images: int, test_images: int, epochs: int = 1) -> dict[
     imported = peak()
 
     rng = np.random.default_rng(0)
-    train_images = rng.integers(0, 256, (images, *networks.IMAGE), np.uint8)
-    test_images_ = rng.integers(0, 256, (test_images, *networks.IMAGE), np.uint8)
-    train_labels = rng.integers(0, networks.CLASSES, (images, 1), np.uint8)
-    test_labels = rng.integers(0, networks.CLASSES, (test_images, 1), np.uint8)
+    train_images = rng.integers(0, 256, (images, *networks.TUTORIAL.image), np.uint8)
+    test_images_ = rng.integers(0, 256, (test_images, *networks.TUTORIAL.image), np.uint8)
+    train_labels = rng.integers(0, networks.TUTORIAL.classes, (images, 1), np.uint8)
+    test_labels = rng.integers(0, networks.TUTORIAL.classes, (test_images, 1), np.uint8)
 
     train_data = train_images.astype("float32") / 255
     test_data = test_images_.astype("float32") / 255
-    train_one_hot = keras.utils.to_categorical(train_labels, networks.CLASSES)
-    test_one_hot = keras.utils.to_categorical(test_labels, networks.CLASSES)
+    train_one_hot = keras.utils.to_categorical(train_labels, networks.TUTORIAL.classes)
+    test_one_hot = keras.utils.to_categorical(test_labels, networks.TUTORIAL.classes)
     prepared = peak()
 
-    model = networks.layers(keras)
+    model = networks.TUTORIAL.layers(keras)
     model.compile(optimizer="rmsprop", loss="categorical_crossentropy", metrics=["accuracy"])
     model.fit(
         train_data,

@@ -152,8 +152,8 @@ TUTORIAL = (
     Layer("relu", 30, 32, kind="relu"),
     Layer("dropout", 15, 32, kind="dropout"),
     Layer("softmax", 1, 10, kind="softmax"),
-    Layer("rmsprop", 1, networks.PARAMETERS, kind="rmsprop"),
-    Layer("adam", 1, networks.PARAMETERS, kind="adam"),
+    Layer("rmsprop", 1, networks.TUTORIAL.parameters, kind="rmsprop"),
+    Layer("adam", 1, networks.TUTORIAL.parameters, kind="adam"),
 )
 
 LENET = (

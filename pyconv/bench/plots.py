@@ -47,7 +47,7 @@ def ratios(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """By what was done, and by peer: how many times as fast as it pyconv is."""
     found: dict[str, dict[str, list[float]]] = {}
     for case in report["cases"]:
-        label = f"{case['task']}, batch {case['batch']}"
+        label = f"{case['network']} {case['task']}, batch {case['batch']}"
         if case["task"] == KERNELS:
             label = f"{case['kind']} {case['pass']}"
         for peer, row in case["contestants"].items():

@@ -123,9 +123,9 @@ def launched(ranks: int, threads: int, batch: int, seconds: float) -> dict[str, 
 def work(result: Path, batch: int, seconds: float) -> None:
     """What each process does: steps on one batch in memory."""
     pyconv.utils.set_random_seed(1)
-    model = networks.layers(pyconv)
+    model = networks.TUTORIAL.layers(pyconv)
     model.compile("rmsprop", "categorical_crossentropy")
-    x, y = networks.data(batch)
+    x, y = networks.TUTORIAL.data(batch)
     group = model._group
     for _ in range(WARM_UP):
         model.train_on_batch(x, y)
@@ -163,7 +163,7 @@ def measure(batch: int, ranks: int, rounds: int, seconds: float) -> dict[str, An
         print(f"{name:>22}: {statistics.median(values):9,.1f} images/s")
     efficiency = statistics.median(ratios)
     print(f"{'efficiency':>22}: {efficiency:.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f})")
-    least = least_bytes(ranks, 4 * networks.PARAMETERS)
+    least = least_bytes(ranks, 4 * networks.TUTORIAL.parameters)
     sent = least_bytes(ranks, gradient_bytes)
     print(f"{'a rank sends':>22}: {sent:,.0f} bytes a step; the least is {least:,.0f}")
     return {"rates": rates, "efficiency": efficiency, "gradient_bytes": gradient_bytes}

@@ -33,6 +33,7 @@ TABLE = Table(
 
 
 def compare(
+    network: str,
     task: str,
     batch: int,
     processes: dict[str, Process],
@@ -45,6 +46,7 @@ def compare(
     """Prepares a task in every process, checks that they compute the same, and takes turns.
 
     Args:
+        network: of `networks.NETWORKS`.
         task: TRAINING or INFERENCE.
         batch: images in a step.
         processes: by contestant; pyconv's first, if it is there.
@@ -60,12 +62,13 @@ def compare(
     for name, process in processes.items():
         if task not in CONTESTANTS[name].tasks:
             continue
-        progress(f"{task}, batch {batch}: preparing {CONTESTANTS[name].title}")
+        progress(f"{network} {task}, batch {batch}: preparing {CONTESTANTS[name].title}")
         try:
-            answer = process.ask("prepare", task=task, batch=batch)
+            answer = process.ask("prepare", network=network, task=task, batch=batch)
             outputs = np.asarray(answer.pop("outputs"))
             reference = outputs if reference is None else reference
-            check_same_work(answer["parameters"], outputs, reference, tolerance)
+            expected = networks.NETWORKS[network].parameters
+            check_same_work(answer["parameters"], expected, outputs, reference, tolerance)
         except ContestantError as error:
             missing[name] = str(error)
             continue
@@ -75,15 +78,21 @@ def compare(
     for name, summary in summaries(turns).items():
         prepared[name].update(summary)
     rival = fastest(rates_of(turns), OURS) if OURS in prepared else None
-    return {"task": task, "batch": batch, "fastest_peer": rival, "contestants": prepared}
+    return {
+        "network": network,
+        "task": task,
+        "batch": batch,
+        "fastest_peer": rival,
+        "contestants": prepared,
+    }
 
 
 def check_same_work(
-    parameters: int, outputs: Any, reference: Any, tolerance: float = TOLERANCE
+    parameters: int, expected: int, outputs: Any, reference: Any, tolerance: float = TOLERANCE
 ) -> None:
     """Raises ContestantError unless it is the same network that computes the same."""
-    if parameters != networks.PARAMETERS:
-        raise ContestantError(f"has {parameters:,} parameters, expected {networks.PARAMETERS:,}")
+    if parameters != expected:
+        raise ContestantError(f"has {parameters:,} parameters, expected {expected:,}")
     difference = float(np.abs(outputs - reference).max())
     if not difference <= tolerance:
         raise ContestantError(f"its probabilities differ by {difference:.1e} from the others'")
@@ -117,7 +126,7 @@ def verdict(case: dict[str, Any]) -> str:
 
 def print_comparison(case: dict[str, Any]) -> None:
     """Prints a table of one task and batch size."""
-    print(f"\n{case['task']}, batch {case['batch']}")
+    print(f"\n{case['network']}: {case['task']}, batch {case['batch']}")
     print(TABLE.header())
     for name in case["contestants"]:
         print(TABLE.line(cells(case, name)))
@@ -144,7 +153,7 @@ def sweep(
             print(f"{threads:>4} threads{'speed-up':>10}" if threads > 1 else "")
             for batch in SWEEP:
                 for process in processes.values():
-                    process.ask("prepare", task=task, batch=batch)
+                    process.ask("prepare", network="tutorial", task=task, batch=batch)
                 rates = rates_of(take_turns(processes, rounds, seconds, patience))
                 row: dict[str, Any] = {"task": task, "batch": batch, "rates": rates}
                 line = f"{batch:6}{statistics.median(rates['1']):12,.1f}"
@@ -163,7 +172,7 @@ def measure_memory(
 ) -> dict[str, dict[str, int]]:
     """Prints the peak memory of the tutorial's script in a fresh process of each contestant."""
     results: dict[str, dict[str, int]] = {}
-    megabytes = (images + test_images) * int(np.prod(networks.IMAGE)) * 4 / 2**20
+    megabytes = (images + test_images) * int(np.prod(networks.TUTORIAL.image)) * 4 / 2**20
     print(
         f"\npeak resident memory (MiB) of the tutorial's script, one epoch on {images:,} and "
         f"{test_images:,} images\n(as float32 {megabytes:,.0f} MiB)"

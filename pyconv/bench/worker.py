@@ -3,7 +3,7 @@
 The interpreter may be another one, without pyconv, so this file is run by its path. It reads
 requests, one JSON object a line, and answers each with one line:
 
-    {"do": "prepare", "task": "training", "batch": 256}
+    {"do": "prepare", "network": "tutorial", "task": "training", "batch": 256}
         -> {"mode": ..., "candidates": {mode: images/s}, "parameters": ..., "outputs": [[...], ...],
             "versions": {...}}
     {"do": "prepare_kernel", "layer": {...}, "name": "forward", "batch": 256, "seconds": 0.1}
@@ -115,18 +115,19 @@ class Worker:
     """Answers requests for one contestant."""
 
     def __init__(self, name: str, setting: dict[str, Any]) -> None:
-        self.contestants, self.memory, self.ceilings, self.operations = siblings(
-            "contestants", "memory", "ceilings", "operations"
+        self.contestants, self.memory, self.ceilings, self.operations, self.networks = siblings(
+            "contestants", "memory", "ceilings", "operations", "networks"
         )
         self.name, self.setting = name, self.contestants.Setting(**setting)
         self.contestant = self.contestants.CONTESTANTS[name]
         # Works for at least so many seconds; returns how many images, and the seconds they took.
         self.turn: Callable[[float], tuple[int, float]] | None = None
 
-    def prepare(self, task: str, batch: int) -> dict[str, Any]:
+    def prepare(self, network: str, task: str, batch: int) -> dict[str, Any]:
         self.turn, best = None, {}
         candidates: dict[str, float] = {}
-        for mode in self.contestant.modes(task, batch, self.setting):
+        which = self.networks.NETWORKS[network]
+        for mode in self.contestant.modes(which, task, batch, self.setting):
             mode.reset()  # modes may share a network
             outputs = mode.outputs()[:CHECKED].tolist()
             for _ in range(2):  # compiled at the first call, settled at the second
