@@ -21,6 +21,7 @@ from pyconv.validation import problems, reference
 from pyconv.validation.cases import (
     CONV_CASES,
     DENSE_CASES,
+    FILL_MODES,
     POOL_CASES,
     ConvCase,
     DenseCase,
@@ -277,6 +278,66 @@ def conv2d_pool(case: ConvCase, draw: Draw) -> Iterator[Check]:
         "bias": bounds.bias(sizes[2]),
     }
     yield check("conv2d_pool_backward", (dy, won, x, w), results, rate=rate, **case.geometry)
+
+
+def conv2d_pool_backward_through(case: ConvCase, draw: Draw) -> Iterator[Check]:
+    """Of a first layer; the second one is a 3x3 convolution with 12 filters."""
+    x, rate = draw("x", case.x), 0.3
+    y = reference.conv2d(x, draw("w1", case.w), **case.geometry, activation=case.activation)
+    y = y.astype(np.float32)
+    second = ConvCase("second", y.shape, (3, 3), 12)
+    w = draw("w", second.w)
+    pooled, won = reference.conv2d_pool(y, w, rate=rate, seed=draw.seed)
+    dy = draw("dy", pooled.shape)
+    out = reference.conv2d(y, w).shape
+    dense = reference.conv2d_pool_gradient(dy, won, out, rate)
+
+    def data(dense: Array, w: Array) -> Array:
+        gradient = reference.conv2d_backward_data(dense, w, y.shape)
+        return np.asarray(reference.before_activation(gradient, case.activation, y))
+
+    dx, sizes = data(dense, w), data(np.abs(dense), np.abs(w))
+    of_dx = _ConvBounds(second, draw, out, more=2).data(sizes, dense, w)
+    of_dw = _ConvBounds(case, draw, y.shape)
+
+    def sums(arithmetic: str) -> tuple[tuple[Array, Array], ...]:
+        """Of dx's errors, with the magnitudes of the other factors, and of its magnitudes."""
+        error = np.where((y > 0) | (case.activation is None), of_dx(arithmetic), 0.0)
+        return tuple(
+            reference.conv2d_backward_weights(size, np.abs(x), case.w, **case.geometry)
+            for size in (error, np.abs(dx) + error)
+        )
+
+    def weights(arithmetic: str) -> Array:
+        passed_on, magnitude = sums(arithmetic)
+        # 1.01: Winograd's own bound takes dx without its error.
+        return passed_on[0] + 1.01 * of_dw.weights(magnitude[0], dx, x)(arithmetic)
+
+    def bias(arithmetic: str) -> Array:
+        passed_on, magnitude = sums(arithmetic)
+        return passed_on[1] + of_dw.bias(magnitude[1])(arithmetic)
+
+    options = {f"first_{name}": value for name, value in case.geometry.items()}
+    yield check(
+        "conv2d_pool_backward_through",
+        (dy, won, w, y, x, case.w),
+        {"weights": weights, "bias": bias},
+        rate=rate,
+        first_activation=case.activation,
+        **options,
+    )
+
+
+def _has_second(case: ConvCase) -> bool:
+    """Whether its output has room for a 3x3 kernel and a 2x2 window behind it."""
+    *_, out = reference.conv_geometry(case.x, case.w, *case.geometry.values())
+    return min(out) >= 4
+
+
+def _random_first(rng: np.random.Generator) -> ConvCase:
+    while not _has_second(case := problems.random_conv(rng)):
+        pass
+    return case
 
 
 def _pooled(case: ConvCase) -> bool:
@@ -588,6 +649,18 @@ def dropout(case: problems.DropoutCase, draw: Draw) -> Iterator[Check]:
             yield check(function, arguments, {name: bound})
 
 
+def warp_affine(case: problems.WarpCase, draw: Draw) -> Iterator[Check]:
+    x = draw("x", case.x)
+    rng = np.random.default_rng(draw.seed)
+    shifts = rng.uniform(-1, 1, (case.maps, 2, 1)) * np.reshape(case.x[1:3], (2, 1))
+    matrices = np.concatenate([rng.uniform(-2, 2, (case.maps, 2, 2)), shifts], axis=2)
+    indices = rng.integers(0, case.x[0], case.maps)
+    # tests/test_warp_affine.py derives it.
+    bound = 1.001 * 2 * 7 * UNIT_ROUNDOFF * float(np.abs(x).max(initial=0.25))
+    arguments = (x, matrices, indices, case.fill_mode, 0.25)
+    yield check("warp_affine", arguments, {"forward": bound})
+
+
 def gather(case: problems.GatherCase, draw: Draw) -> Iterator[Check]:
     source, where = draw("x", case.x), problems.reals(f"{draw.seed} where", (case.indices,))
     # Some lie outside, and are clipped.
@@ -733,6 +806,7 @@ class Operation:
         random: draws a case.
         values: the kinds of numbers that have a bound.
         math_modes: of a case, whether algorithms that math modes choose may compute it.
+        on_host: whether it is on the CPU only.
     """
 
     cases: tuple[Any, ...]
@@ -740,6 +814,7 @@ class Operation:
     random: Callable[[np.random.Generator], Any]
     values: tuple[str, ...] = problems.VALUES
     math_modes: Callable[[Any], bool] = lambda case: False
+    on_host: bool = False
 
 
 _SHAPES = ((1,), (3,), (15,), (16,), (17,), (33,), (2, 3, 5, 7), (70_001,))
@@ -833,6 +908,34 @@ OPERATIONS: dict[str, Operation] = {
             "random", problems.random_shape(rng), round(float(rng.uniform(0, 0.99)), 3)
         ),
         _FINITE,
+    ),
+    "conv2d_pool_backward_through": Operation(
+        tuple(
+            replace(case, x=(min(case.x[0], 3), *case.x[1:]))
+            for case in CONV_CASES
+            if _has_second(case) and np.prod(case.x) < 2**15
+        ),
+        conv2d_pool_backward_through,
+        _random_first,
+        ("reals", "extreme"),
+        is_plain,
+        on_host=True,
+    ),
+    "warp_affine": Operation(
+        tuple(
+            problems.WarpCase(f"{shape} {mode}", shape, 20, mode)
+            for shape in ((3, 8, 8, 3), (2, 7, 12, 1), (2, 5, 4, 4), (1, 1, 6, 2), (2, 1, 1, 5))
+            for mode in FILL_MODES
+        ),
+        warp_affine,
+        lambda rng: problems.WarpCase(
+            "random",
+            tuple(int(size) for size in rng.integers(1, (4, 30, 30, 6))),
+            int(rng.integers(1, 9)),
+            str(rng.choice(FILL_MODES)),
+        ),
+        ("reals", "extreme"),
+        on_host=True,
     ),
     "gather": Operation(
         tuple(

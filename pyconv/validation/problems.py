@@ -65,6 +65,16 @@ class DropoutCase:
 
 
 @dataclass(frozen=True)
+class WarpCase:
+    """Images, and how many maps of them."""
+
+    name: str
+    x: tuple[int, ...]
+    maps: int
+    fill_mode: str = "nearest"
+
+
+@dataclass(frozen=True)
 class GatherCase:
     """Rows of x, as many as there are indices."""
 

@@ -284,6 +284,17 @@ def conv2d_pool_backward(dy, winner, x, w, rate=0.0, **geometry):
     return conv2d_backward(dense_dy, x, w, **geometry)
 
 
+def conv2d_pool_backward_through(
+    dy, winner, w, y, x, first_w_shape, rate=0.0, first_activation=None, **first_geometry
+):
+    """Where the second layer has steps of 1 and no padding."""
+    dx, *_ = conv2d_pool_backward(dy, winner, y, w, rate)
+    geometry = {name.removeprefix("first_"): value for name, value in first_geometry.items()}
+    return conv2d_backward_weights(
+        dx, x, first_w_shape, **geometry, activation=first_activation, y=y
+    )
+
+
 # -------------------------------------------------------------------------------------------- dense
 
 

@@ -238,6 +238,8 @@ def outcomes(check: Check, path: Path, peer: Peer | None = None) -> Iterator[Out
 
 def _applies(problem: Problem, path: Path) -> bool:
     """Whether the path can differ from the device's plain one, and the numbers have a bound."""
+    if OPERATIONS[problem.operation].on_host and path.device != "cpu":
+        return False
     if path.arithmetic == "direct":
         return True
     # A NaN spreads over the whole tile of Winograd's algorithm.
