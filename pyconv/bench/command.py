@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -349,7 +350,10 @@ def bench(
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if markdown_file is not None:
-        markdown_file.write_text(markdown(result), encoding="utf-8")
+        picture = None
+        if plot_file is not None:
+            picture = os.path.relpath(plot_file, markdown_file.parent)
+        markdown_file.write_text(markdown(result, picture), encoding="utf-8")
     if plot_file is not None:
         from pyconv.bench.plots import draw
 
@@ -455,9 +459,20 @@ def _versions(result: report.Report) -> str:
     return ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
 
 
-def markdown(result: report.Report) -> str:
-    """The tables of a report, for a page."""
-    parts = [report.title(result), _versions(result)]
+def markdown(result: report.Report, picture: str | None = None) -> str:
+    """A page with the tables of a report, and the picture, if it is somewhere."""
+    parts = [
+        "# Results",
+        f"{report.title(result)}; {result['date']}; rounds: {result['settings']['rounds']}.",
+        _versions(result),
+        f"![Kernels under the roofline, and beside others]({picture})" if picture else "",
+    ]
+    for case in (case for case in result["cases"] if case["task"] != KERNELS):
+        parts.append(f"## {case['task'].capitalize()}: {case['network']}, batch {case['batch']}")
+        parts.append(
+            training.TABLE.markdown(training.cells(case, name) for name in case["contestants"])
+        )
+        parts.append(training.verdict(case))
     if "ceilings" in result:
         parts.append(kernels.describe_ceilings(result["ceilings"]))
     cases = [case for case in result["cases"] if case["task"] == KERNELS]
@@ -470,12 +485,5 @@ def markdown(result: report.Report) -> str:
         parts.append(f"## Kernels: {network}, batch {batch}")
         parts.append(kernels.table(peers).markdown(kernels.cells(row, peers) for row in listed))
         parts += kernels.speedups(listed, peers)
-    for case in (case for case in result["cases"] if case["task"] != KERNELS):
-        title = f"{case['network']}, batch {case['batch']}"
-        parts.append(f"## {case['task'].capitalize()}: {title}")
-        parts.append(
-            training.TABLE.markdown(training.cells(case, name) for name in case["contestants"])
-        )
-        parts.append(training.verdict(case))
     parts.append(report.warning(result["noise"], len(result["cases"])))
     return "\n\n".join(part.strip() for part in parts if part) + "\n"

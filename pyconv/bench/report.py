@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import platform
@@ -48,6 +49,7 @@ def new(settings: Mapping[str, Any]) -> Report:
     """
     return {
         "format": FORMAT,
+        "date": datetime.date.today().isoformat(),
         "pyconv": pyconv.__version__,
         "python": platform.python_version(),
         "machine": {
