@@ -11,6 +11,7 @@
 // what errors build up in.
 #include <math.h>
 
+#include "exponential.hpp"
 #include "operations.hpp"
 
 namespace pyconv::cpu::PYCONV_ISA {
@@ -26,24 +27,35 @@ void for_rows(int64_t n, int64_t k, const Body& body) {
   });
 }
 
-// The maximum of a row, NaN if it holds one.
+// The maximum of a row but for NaNs, which softmax_row finds.
 float row_max(const float* x, int64_t k) {
-  float best = x[0];
-  for (int64_t i = 1; i < k; ++i) {
-    if (!(x[i] <= best) && best == best) best = x[i];
+  float best = -HUGE_VALF;
+  int64_t i = 0;
+  if (k >= 4 * lanes) {
+    vec bests = broadcast(best);
+    for (; i + lanes <= k; i += lanes) bests = at_least(load(x + i), bests);
+    float each[lanes];
+    store(each, bests);
+    for (int64_t j = 0; j < lanes; ++j) best = each[j] > best ? each[j] : best;
   }
+  for (; i < k; ++i) best = x[i] > best ? x[i] : best;
   return best;
 }
 
-// y = softmax(x) for one row; returns the sum of exp(x - max).
+// y = softmax(x) for one row, all NaN if it holds one; returns the sum of exp(x - max).
 double softmax_row(const float* x, int64_t k, float maximum, float* y) {
-  double sum = 0.0;
-  for (int64_t i = 0; i < k; ++i) {
-    y[i] = expf(x[i] - maximum);
-    sum += static_cast<double>(y[i]);
+  const vec most = broadcast(maximum);
+  int64_t i = 0;
+  for (; i + lanes <= k; i += lanes) store(y + i, exp_of_negative(sub(load(x + i), most)));
+  if (i < k) store_n(y + i, exp_of_negative(sub(load_n(x + i, k - i), most)), k - i);
+  double sums[4] = {};  // an addition need not wait for the one before
+  for (i = 0; i + 4 <= k; i += 4) {
+    for (int64_t j = 0; j < 4; ++j) sums[j] += static_cast<double>(y[i + j]);
   }
+  for (int64_t j = 0; i + j < k; ++j) sums[j] += static_cast<double>(y[i + j]);
+  const double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   const float scale = static_cast<float>(1.0 / sum);
-  for (int64_t i = 0; i < k; ++i) y[i] *= scale;
+  for (i = 0; i < k; ++i) y[i] *= scale;
   return sum;
 }
 
