@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyconv import backend
+from pyconv.floats import as_float
 
 __all__ = [
     "POINTWISE",
@@ -1132,7 +1133,7 @@ def _dropout_arguments(rate: Any, seed: Any, offset: Any) -> tuple[float, int, A
             )
     if not isinstance(rate, (int, float, np.number)):
         raise ValueError(f"rate: expected a number from 0 to below 1. Received: {rate!r}.")
-    return float(rate), int(seed), int(offset) if "offset" in values else offset
+    return as_float(rate), int(seed), int(offset) if "offset" in values else offset
 
 
 def dropout_backward(
@@ -1307,7 +1308,7 @@ def gather(
     shape = (*indices.shape, *source.shape[1:])
     out = _empty(shape) if out is None else out
     if device.name != "cpu":
-        _call("gather", source, indices, out, float(scale), source.dtype == np.uint8)
+        _call("gather", source, indices, out, as_float(scale), source.dtype == np.uint8)
         return out
     if not len(source):
         raise ValueError(f"source: expected at least one row. Received shape: {source.shape}.")
@@ -1319,7 +1320,7 @@ def gather(
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}. Received: {out.shape}.")
     out[...] = source[np.clip(indices, 0, len(source) - 1)]
-    out *= np.float32(scale)
+    out *= np.float32(as_float(scale))
     return out
 
 
