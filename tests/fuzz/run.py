@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import mmap
 import os
 import re
 import subprocess
@@ -35,10 +36,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="targets at a time")
     parser.add_argument("--output", type=Path, default=Path("fuzz-failures"))
     parser.add_argument("--input", type=Path, help="one input of one target, again")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args()
     if options.child:
-        fuzz(options.child, rest)
+        fuzz(*options.child, rest)
         return 0
 
     sys.path.insert(0, str(Path(__file__).parent))
@@ -84,7 +85,10 @@ def run(name: str, count: int, seed: int, output: Path) -> tuple[str, int, bool]
         environment["PYCONV_LIBFUZZER"] = libfuzzer()
         environment["ASAN_OPTIONS"] += ":verify_asan_link_order=0"
     environment["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"
-    command = [sys.executable, __file__, "--child", name, f"-runs={count}", f"-seed={seed}"]
+    last = output / f"{name}-last"
+    last.write_bytes(bytes(4 + LENGTH))
+    command = [sys.executable, __file__, "--child", name, str(last)]
+    command += [f"-runs={count}", f"-seed={seed}"]
     command += [f"-timeout={SECONDS}", f"-rss_limit_mb={MEMORY}", "-malloc_limit_mb=100000"]
     command += [f"-max_len={LENGTH}", "-len_control=0", "-print_final_stats=1", "-verbosity=1"]
     command += [f"-artifact_prefix={output}/{name}-"]
@@ -99,8 +103,11 @@ def run(name: str, count: int, seed: int, output: Path) -> tuple[str, int, bool]
     progress = re.findall(r"^#(\d+)\s+\w+\s+cov: (\d+)", text, re.MULTILINE)
     inputs, coverage = map(int, progress[-1]) if progress else (0, 0)
     passed = status == 0 and inputs >= count
+    content = last.read_bytes()
+    last.write_bytes(content[4 : 4 + int.from_bytes(content[:4], "little")])
     if passed:
         log.unlink()
+        last.unlink()
     result = "passed" if passed else f"FAILED, exit status {status}, see {log}"
     seconds = time.monotonic() - start
     return f"{name:<14}{inputs:>10,}{coverage:>10}{seconds:>9.0f}  {result}", inputs, passed
@@ -123,14 +130,25 @@ def coverage_symbols(folder: Path) -> Path:
     return library
 
 
-def fuzz(name: str, arguments: list[str]) -> None:
-    """Runs one target in this process, under libFuzzer, which ends it."""
+def fuzz(name: str, last: str, arguments: list[str]) -> None:
+    """Runs one target in this process, under libFuzzer, which ends it.
+
+    The file `last` always has the length and the bytes of the input at hand, lest it be lost when a
+    sanitizer ends the process.
+    """
     import atheris
 
     sys.path.insert(0, str(Path(__file__).parent))
     with atheris.instrument_imports(include=["pyconv"]):
         from targets import TARGETS
-    atheris.Setup([sys.argv[0], *arguments], TARGETS[name][0])
+    target = TARGETS[name][0]
+    kept = mmap.mmap(os.open(last, os.O_RDWR), 0)
+
+    def one_input(data: bytes) -> None:
+        kept[: 4 + len(data)] = len(data).to_bytes(4, "little") + data
+        target(data)
+
+    atheris.Setup([sys.argv[0], *arguments], one_input)
     atheris.Fuzz()
 
 

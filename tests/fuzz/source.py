@@ -6,6 +6,7 @@ inputs are simple ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,9 +46,13 @@ class Source:
 
     def array(self, *shape: int, dtype: Any = np.float32) -> np.ndarray:
         """An array of numbers that may be special."""
+        size = math.prod(shape)
         if np.dtype(dtype) == np.float32:
-            return np.resize(self.pick(NUMBERS), shape)
-        some = np.frombuffer(self.bytes(16) or b"\0", np.uint8)
+            numbers = self.pick(NUMBERS)
+            if size > _MANY:
+                numbers = np.resize(numbers, size)
+            return numbers[:size].reshape(shape).copy()
+        some = np.frombuffer(self.bytes(8) or b"\0", np.uint8)
         return np.resize(some, shape).astype(dtype)
 
     def damaged(self, array: np.ndarray, others: Sequence[np.ndarray]) -> Any:
@@ -106,8 +111,11 @@ ODD: list[Any] = [
     *(Stubborn(), Liar(), memoryview(b"1234"), ...),
 ]
 
+_MANY = 2**16
+
+# Repeated in advance, as arrays are most of what a run makes.
 NUMBERS = [
-    np.array(values, _f32)
+    np.resize(np.array(values, _f32), _MANY)
     for values in (
         [1, -2, 0.5, 3, 0.25, -1, 2],
         [0],
