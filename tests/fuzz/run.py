@@ -21,11 +21,22 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 SECONDS = 30  # for one input
 MEMORY = 2048  # MiB of a process
 ALLOCATION = 1000  # MiB at once; more is refused, as if there was no more
 LENGTH = 512  # bytes of an input
+LARGEST = 60_000  # inputs of a process
+
+
+class Result(NamedTuple):
+    """What a process did; `problem` is empty if all its inputs passed."""
+
+    inputs: int
+    coverage: int
+    seconds: float
+    problem: str
 
 
 def main() -> int:
@@ -53,6 +64,13 @@ def main() -> int:
         return 0
     total = sum(TARGETS[name][1] for name in names)
     counts = {name: -(-options.inputs * TARGETS[name][1] // total) for name in names}
+    # Many inputs are dealt out to processes with seeds of their own.
+    parts = [
+        (name, part, -(-counts[name] // parts))
+        for name in names
+        for parts in [-(-counts[name] // LARGEST)]
+        for part in range(parts)
+    ]
 
     options.output.mkdir(exist_ok=True)
     if "LD_PRELOAD" in os.environ:
@@ -60,23 +78,24 @@ def main() -> int:
     print(f"{'target':<14}{'inputs':>10}{'coverage':>10}{'seconds':>9}  result", flush=True)
     failed = done = 0
     with ThreadPoolExecutor(options.jobs) as pool:
-        # The longest first.
-        order = sorted(names, key=lambda name: -counts[name])
-        for line, inputs, passed in pool.map(
-            lambda name: run(name, counts[name], options.seed, options.output), order
-        ):
-            print(line, flush=True)
-            failed += not passed
+        running = {
+            part: pool.submit(run, *part, options.seed + part[1], options.output) for part in parts
+        }
+        for name in names:
+            results = [future.result() for part, future in running.items() if part[0] == name]
+            inputs = sum(r.inputs for r in results)
+            coverage, seconds = max(r.coverage for r in results), sum(r.seconds for r in results)
+            problems = [r.problem for r in results if r.problem]
+            result = "; ".join(problems) or "passed"
+            print(f"{name:<14}{inputs:>10,}{coverage:>10}{seconds:>9.0f}  {result}", flush=True)
+            failed += bool(problems)
             done += inputs
     print(f"{done:,} inputs, {failed} of {len(names)} targets failed")
     return 1 if failed else 0
 
 
-def run(name: str, count: int, seed: int, output: Path) -> tuple[str, int, bool]:
-    """Runs one target in a process.
-
-    Returns its line of the table, how many inputs it had, and whether all passed.
-    """
+def run(name: str, part: int, count: int, seed: int, output: Path) -> Result:
+    """Runs one target in a process."""
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
     sanitizer = "detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16"
     environment["ASAN_OPTIONS"] = f"{sanitizer}:max_allocation_size_mb={ALLOCATION}"
@@ -85,14 +104,14 @@ def run(name: str, count: int, seed: int, output: Path) -> tuple[str, int, bool]
         environment["PYCONV_LIBFUZZER"] = libfuzzer()
         environment["ASAN_OPTIONS"] += ":verify_asan_link_order=0"
     environment["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"
-    last = output / f"{name}-last"
+    last = output / f"{name}-{part}-last"
     last.write_bytes(bytes(4 + LENGTH))
     command = [sys.executable, __file__, "--child", name, str(last)]
     command += [f"-runs={count}", f"-seed={seed}"]
     command += [f"-timeout={SECONDS}", f"-rss_limit_mb={MEMORY}", "-malloc_limit_mb=100000"]
     command += [f"-max_len={LENGTH}", "-len_control=0", "-print_final_stats=1", "-verbosity=1"]
     command += [f"-artifact_prefix={output}/{name}-"]
-    log = output / f"{name}.log"
+    log = output / f"{name}-{part}.log"
     start = time.monotonic()
     with open(log, "wb") as file:
         status = subprocess.run(
@@ -108,9 +127,8 @@ def run(name: str, count: int, seed: int, output: Path) -> tuple[str, int, bool]
     if passed:
         log.unlink()
         last.unlink()
-    result = "passed" if passed else f"FAILED, exit status {status}, see {log}"
-    seconds = time.monotonic() - start
-    return f"{name:<14}{inputs:>10,}{coverage:>10}{seconds:>9.0f}  {result}", inputs, passed
+    problem = "" if passed else f"FAILED, exit status {status}, see {log}"
+    return Result(inputs, coverage, time.monotonic() - start, problem)
 
 
 def libfuzzer() -> str:

@@ -57,8 +57,8 @@ class Source:
 
     def damaged(self, array: np.ndarray, others: Sequence[np.ndarray]) -> Any:
         """Something like the array, but for what makes it one that kernels take."""
-        if not array.ndim or array.size > 2**20:  # or is damaged already
-            return self.odd()
+        if not array.ndim or math.prod(max(1, size) for size in array.shape) > 2**20:
+            return self.odd()  # it is damaged already, or there is nothing to damage
         return self.pick(DAMAGES)(self, array, others)
 
 
