@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,8 @@ def read(model: Sequential, path: Path) -> list[tuple[Parameter, np.ndarray]]:
                 )
             found = dict(_datasets(h5py, file, path))
             _compare(wanted, found, path)
+            for name in wanted:
+                _check_chunks(h5py, found[name], name, path)
             return [(wanted[name][1], found[name][...]) for name in wanted]
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"{path} is not an HDF5 file, or is damaged: {error}") from error
@@ -102,11 +105,20 @@ def _layers(model: Sequential) -> Iterator[tuple[str, Layer]]:
 
 
 def _datasets(
-    h5py: Any, group: Any, path: Path, prefix: str = "", depth: int = 0
+    h5py: Any,
+    group: Any,
+    path: Path,
+    prefix: str = "",
+    depth: int = 0,
+    seen: set[int] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """All datasets but those of the optimizer and of generators, by name."""
-    if depth > _MAX_DEPTH:  # a group may contain itself
-        raise ValueError(f"{path}: it is damaged: {prefix} lies too deep.")
+    seen = set() if seen is None else seen
+    address = h5py.h5o.get_info(group.id).addr
+    # A group may contain itself, or many times another one that does the same with a third.
+    if depth > _MAX_DEPTH or address in seen:
+        raise ValueError(f"{path}: it is damaged: {prefix} lies too deep, or is in it twice.")
+    seen.add(address)
     for key in group:
         name = f"{prefix}{key}"
         if name == "optimizer" or key == "seed_generator":
@@ -119,7 +131,7 @@ def _datasets(
             )
         value = group[key]
         if isinstance(value, h5py.Group):
-            yield from _datasets(h5py, value, path, f"{name}/", depth + 1)
+            yield from _datasets(h5py, value, path, f"{name}/", depth + 1, seen)
         elif isinstance(value, h5py.Dataset):
             yield name, value
         else:
@@ -166,3 +178,37 @@ def _is_complete(dataset: Any) -> bool:
         return False
     counts = [-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks)]
     return bool(dataset.id.get_num_chunks() == math.prod(counts))
+
+
+def _check_chunks(h5py: Any, dataset: Any, name: str, path: Path) -> None:
+    """Raises ValueError if a compressed chunk could unpack to more than the dataset has room for.
+
+    HDF5's own decompression goes on for as long as there is something to unpack.
+    """
+    storage = dataset.id.get_create_plist()
+    filters = [storage.get_filter(number)[0] for number in range(storage.get_nfilters())]
+    if not filters:
+        return
+    if filters not in (
+        [h5py.h5z.FILTER_DEFLATE],
+        [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE],
+    ):
+        raise ValueError(
+            f"{path}: {name} is stored in a way that is not read. Save the weights uncompressed, "
+            "or with gzip."
+        )
+    size = math.prod(dataset.chunks) * 4
+    for number in range(dataset.id.get_num_chunks()):
+        chunk = dataset.id.get_chunk_info(number)
+        unpacked = None
+        if chunk.filter_mask == 0 and chunk.size <= path.stat().st_size:
+            try:
+                unpacked = zlib.decompressobj().decompress(
+                    dataset.id.read_direct_chunk(chunk.chunk_offset)[1], size + 1
+                )
+            except zlib.error as error:
+                raise ValueError(f"{path} is damaged: {name}: {error}") from error
+        if unpacked is None or len(unpacked) != size:
+            raise ValueError(
+                f"{path} is damaged: a part of {name} must unpack to {size:,} bytes, and does not."
+            )

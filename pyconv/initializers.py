@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from pyconv.floats import as_float
+
 Initializer = Callable[[tuple[int, ...], np.random.Generator], np.ndarray]
 
 # The standard deviation of a standard normal distribution cut off at two standard deviations.
@@ -79,7 +81,7 @@ class _Configured:
                     f"{type(self).__name__}: {argument} must be a number. Received: "
                     f"{argument}={value!r}"
                 )
-            if not math.isfinite(value):
+            if not math.isfinite(as_float(value)):
                 raise ValueError(
                     f"{type(self).__name__}: {argument} must be finite. Received: "
                     f"{argument}={value!r}"

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyconv import backend
+from pyconv.floats import as_float
 
 __all__ = [
     "POINTWISE",
@@ -1181,7 +1182,7 @@ def _dropout_arguments(
             )
     if not isinstance(rate, (int, float, np.number)):
         raise ValueError(f"rate: expected a number from 0 to below 1. Received: {rate!r}.")
-    return float(rate), int(seed), int(offset) if "offset" in values else offset, int(first)
+    return as_float(rate), int(seed), int(offset) if "offset" in values else offset, int(first)
 
 
 def dropout_backward(
@@ -1362,7 +1363,7 @@ def gather(
     shape = (*indices.shape, *source.shape[1:])
     out = _empty(shape) if out is None else out
     if device.name != "cpu":
-        _call("gather", source, indices, out, float(scale), source.dtype == np.uint8)
+        _call("gather", source, indices, out, as_float(scale), source.dtype == np.uint8)
         return out
     if not len(source):
         raise ValueError(f"source: expected at least one row. Received shape: {source.shape}.")
@@ -1374,7 +1375,7 @@ def gather(
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}. Received: {out.shape}.")
     out[...] = source[np.clip(indices, 0, len(source) - 1)]
-    out *= np.float32(scale)
+    out *= np.float32(as_float(scale))
     return out
 
 

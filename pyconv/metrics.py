@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyconv import labels, losses
+from pyconv.floats import as_float
 from pyconv.losses import sample_means
 from pyconv.names import Names, only_defaults
 
@@ -180,7 +181,7 @@ class BinaryAccuracy(Metric):
             threshold, (int, float, np.integer, np.floating)
         ):
             raise ValueError(f"threshold must be a number. Received: threshold={threshold!r}")
-        self.threshold = float(threshold)
+        self.threshold = as_float(threshold)
 
     def check_labels(self, y_true: np.ndarray, output_shape: tuple[int, ...]) -> np.ndarray:
         return labels.as_outputs(y_true, output_shape, self.name, "sparse_categorical_accuracy")

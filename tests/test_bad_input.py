@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import numpy as np
 import pytest
@@ -369,6 +370,38 @@ def test_padding_that_dilation_asks_for_does_not_overflow():
     assert dw[1, 1] == 4 and dw.sum() == 4
 
 
+def test_depthwise_with_huge_strides_takes_no_time():
+    """It once asked the cache for as many rows as the stride has."""
+    x, w, y = f32(1, 7, 5, 8), f32(1, 3, 1, 8), f32(1, 1, 1, 8)
+    start = time.monotonic()
+    kernels.conv2d(x, w, padding="same", strides=2**31 - 1, groups=8)
+    kernels.conv2d_backward(y, x, w, padding="same", strides=2**31 - 1, groups=8)
+    assert time.monotonic() - start < 1
+
+
+def test_padding_and_strides_whose_products_do_not_fit_64_bits():
+    """Two windows of the convolution that see padding only, 2^30 pixels and more apart."""
+    stride = 2**30
+    x, w = f32(1, 3, 3, 4), f32(1, 1, 4, 8)
+    geometry = {"strides": stride, "padding": ((0, stride), (0, stride))}
+    y, winner = kernels.conv2d_pool(x, w, **geometry)
+    np.testing.assert_array_equal(y, np.full((1, 1, 1, 8), 4.0))
+    dx, dw, db = kernels.conv2d_pool_backward(y, winner, x, w, **geometry)
+    expected = np.zeros_like(x)
+    expected[0, 0, 0] = 32
+    np.testing.assert_array_equal(dx, expected)
+    assert (dw == 4).all() and (db == 4).all()
+
+
+@pytest.mark.parametrize("scale", [10**400, -(10**400)])
+def test_integers_that_no_float_holds(scale):
+    with np.errstate(invalid="ignore"):
+        y = kernels.gather(f32(2, 3), np.array([0]), scale)
+    assert np.isinf(y).all()
+    with pytest.raises(ValueError):
+        kernels.dropout(f32(3), scale, 1)
+
+
 @pytest.mark.parametrize("groups", [0, -1, 3, 5, 8, 2**62, 2**64, 1.0, None, "2", (2,)])
 def test_bad_groups(groups):
     with pytest.raises(REFUSED):
@@ -487,6 +520,11 @@ def test_bad_optimizer_arguments():
     for rate in ("0.1", None, [0.1]):
         with pytest.raises(TypeError):
             kernels.rmsprop_step(w, g, v, rate)
+    for step in (2**64, (1,), [1], "1", None, 1.5):
+        with pytest.raises(TypeError):
+            kernels.adam_step(w, g, v, v.copy(), step, 0.1)
+    for step in (2**63, 2**64 - 1, np.int8(1)):
+        kernels.adam_step(w, g, v, v.copy(), step, 0.1)
 
 
 def test_softmax_needs_rows():

@@ -54,14 +54,16 @@ def test_relu(target, shape, guarded):
 
 
 def test_relu_of_special_values(target):
-    """Every value at every lane."""
+    """Every value at every lane. On the CPU a denormal counts as zero."""
+    zeros = () if target.startswith("cuda") else (1e-45, -1e-45)
     values = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-45, -1e-45, -1.0], np.float32)
     for shift in range(len(values)):
         x = np.resize(np.roll(values, shift), 67)
+        read = np.where(np.isin(x, np.array(zeros, np.float32)), np.float32(0), x)
         y = kernels.relu(x)
-        assert_same(y, reference.relu(x))
+        assert_same(y, reference.relu(read))
         dy = np.resize(values, 67)
-        assert_same(kernels.relu_backward(dy, x), reference.relu_backward(dy, x))
+        assert_same(kernels.relu_backward(dy, x), reference.relu_backward(dy, read))
 
 
 # ------------------------------------------------------------------------------------------ softmax

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -214,7 +216,14 @@ class TestHDF5:
         model.load_weights(saved)
         assert_same(model, new_model())
 
-    @pytest.mark.parametrize("options", [{"compression": "gzip"}, {"chunks": (2, 1)}])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"compression": "gzip"},
+            {"compression": "gzip", "shuffle": True, "chunks": (4, 1)},
+            {"chunks": (2, 1)},
+        ],
+    )
     def test_other_storage(self, h5py, saved, options):
         name = "layers/dense_1/vars/0"
         with h5py.File(saved, "a") as file:
@@ -337,6 +346,50 @@ class TestHDF5:
             file["layers/dense/again"] = file["layers"]
 
         fails(change, "lies too deep")
+
+    def test_groups_that_multiply(self, fails):
+        """Eight groups, each of which is ten times in the one before: a hundred million paths."""
+
+        def change(file):
+            group = file.create_group("layers/more")
+            for _ in range(6):
+                inner = group.create_group("0")
+                for number in range(1, 10):
+                    group[str(number)] = inner
+                group = inner
+
+        fails(change, "is in it twice")
+
+    @pytest.mark.parametrize("shuffle", [False, True])
+    def test_decompression_bomb(self, h5py, fails, saved, shuffle):
+        """A chunk of 24 bytes, packed, that goes on for 256 MiB."""
+
+        def change(file):
+            name = "layers/dense/vars/1"
+            options = {"compression": "gzip", "shuffle": shuffle, "chunks": (6,)}
+            self.replace(name, shape=(6,), dtype="f4", **options)(file)
+            packer = zlib.compressobj(9)
+            packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(256))
+            file[name].id.write_direct_chunk((0,), packed + packer.flush())
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        fails(change, "part of layers/dense/vars/1 must unpack to 24 bytes")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+
+    def test_chunks_that_are_no_packed_data(self, fails):
+        def change(file):
+            name = "layers/dense/vars/1"
+            self.replace(name, shape=(6,), dtype="f4", compression="gzip", chunks=(6,))(file)
+            file[name].id.write_direct_chunk((0,), b"not packed")
+
+        fails(change, "is damaged: layers/dense/vars/1: Error -3")
+
+    @pytest.mark.parametrize("options", [{"compression": "lzf"}, {"fletcher32": True}])
+    def test_other_filters(self, fails, options):
+        fails(
+            self.replace("layers/dense/vars/1", data=np.ones(6, "f"), chunks=(6,), **options),
+            "stored in a way that is not read",
+        )
 
     def test_keras_2(self, fails):
         def change(file):

@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
+
 #include "../ops.hpp"
 
 namespace pyconv::bindings {
@@ -20,6 +22,19 @@ const Operations& operations();
 // Adds what only this backend has: instruction sets and threads, or devices and streams.
 void define_backend(py::module_& module);
 
+// What is as kernels want it as long as this lives, and then as it was: on the CPU, how it
+// computes.
+class Surroundings {
+ public:
+  Surroundings();
+  ~Surroundings();
+  Surroundings(const Surroundings&) = delete;
+  Surroundings& operator=(const Surroundings&) = delete;
+
+ private:
+  [[maybe_unused]] uint64_t before_ = 0;
+};
+
 // One call of a kernel, after begin_call: `Call()->relu(...)`. The GIL is released as long as it
 // lives.
 class Call {
@@ -30,6 +45,7 @@ class Call {
  private:
   const Operations& operations_;
   py::gil_scoped_release release_;
+  Surroundings surroundings_;
 };
 
 }  // namespace pyconv::bindings

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <string>
 
+#include "../cpu/arithmetic.hpp"
 #include "../cpu/dispatch.hpp"
 #include "../cpu/runtime.hpp"
 #include "../cpu/sequence.hpp"
@@ -17,6 +18,9 @@
 namespace pyconv::bindings {
 
 void begin_call() {}
+
+Surroundings::Surroundings() : before_(cpu::set_arithmetic_for_kernels()) {}
+Surroundings::~Surroundings() { cpu::set_arithmetic(before_); }
 
 const Operations& operations() {
   return cpu::Sequence::recording() ? cpu::Sequence::recorder() : cpu::operations();
@@ -134,6 +138,7 @@ void run_sequence(cpu::Sequence& sequence, const py::object& x_, const py::objec
   }
   require_apart({&y}, {&x});
   const py::gil_scoped_release release;
+  const Surroundings surroundings;
   sequence.run(n, x.floats(), y.floats());
 }
 

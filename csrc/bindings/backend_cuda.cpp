@@ -14,6 +14,10 @@ extern const Operations operations;
 
 namespace pyconv::bindings {
 
+// The device has its own.
+Surroundings::Surroundings() = default;
+Surroundings::~Surroundings() = default;
+
 namespace {
 
 std::string version(int number) {  // CUDA's 13000 is 13.0

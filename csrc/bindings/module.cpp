@@ -591,7 +591,7 @@ void adam_step(const py::object& w_, const py::object& dw_, const py::object& m_
   const Array m = output(m_, "m"), v = output(v_, "v");
   const ScalarArgument<float> learning_rate(learning_rate_, "learning_rate", "float32");
   require_parameters(w, dw, {&m, &v});
-  if (!is_array(step_) && py::cast<int64_t>(step_) < 1) {
+  if (!is_array(step_) && PyIndex_Check(step_.ptr()) && step_ < py::int_(1)) {
     throw py::value_error(
         "step: expected a count from 1. Received: " + std::string(py::str(step_)) + ".");
   }

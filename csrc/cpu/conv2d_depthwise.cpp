@@ -452,7 +452,7 @@ void conv2d_depthwise(const Conv2dShape& s, Activation activation, const float* 
   const TapSum conv{.source = x,
                     .source_line = s.w * s.c,
                     .source_size = s.h * s.w * s.c,
-                    .new_rows = s.stride_h,
+                    .new_rows = min(s.stride_h, s.kh),
                     .fetch = worth_fetching(s),
                     .result = y,
                     .bias = b,
@@ -522,7 +522,7 @@ void conv2d_depthwise_backward_weights(const Conv2dShape& s, Activation activati
                         .sums = sums - c0,
                         .bias = sums + taps * block - c0,
                         .line = s.w * s.c,
-                        .new_rows = s.stride_h,
+                        .new_rows = min(s.stride_h, s.kh),
                         .fetch = worth_fetching(s)};
     for (int64_t row = part_begin(rows, splits, split); row < part_begin(rows, splits, split + 1);
          ++row) {

@@ -232,6 +232,9 @@ void copy_from_band(const Band& band, const Conv2dShape& s, const float* from, f
 bool sparse_fits(const ConvPoolShape& p) {
   const Conv2dShape& s = p.conv;
   constexpr int64_t most = int64_t{1} << 30;  // offsets of terms are 32-bit
+  // One by one, as products of strides and padding need not fit 64 bits.
+  const int64_t width = max(padded_w(s), s.w);
+  if (padded_h(s) >= most || width >= most || s.c >= most || width * s.c >= most) return false;
   const Band band(p, 0, p.ph);
   return s.groups == 1 && s.dilation_w == 1 && band.rows * max(band.line, s.w * s.c) < most &&
          s.kh * s.kw * s.c * s.oc < most;

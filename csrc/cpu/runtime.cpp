@@ -9,6 +9,8 @@
 #include <new>
 #include <string>
 
+#include "arithmetic.hpp"
+
 namespace pyconv::cpu {
 
 namespace {
@@ -83,8 +85,11 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context) 
     shares[i].end = items * (i + 1) / count;
   }
   std::atomic<bool> out_of_memory{false};
+  const uint64_t callers = arithmetic();
 #pragma omp parallel num_threads(threads)
   {
+    const uint64_t before = arithmetic();
+    set_arithmetic(callers);
     const int worker = omp_get_thread_num();
     try {
       for (int i = 0; i < count; ++i) {
@@ -98,6 +103,7 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context) 
     } catch (const std::bad_alloc&) {
       out_of_memory.store(true, std::memory_order_relaxed);
     }
+    set_arithmetic(before);
   }
   if (out_of_memory.load(std::memory_order_relaxed)) throw std::bad_alloc();
 }

@@ -47,6 +47,8 @@ class Callback:
         params: a dict with "epochs", "steps" (batches in an epoch), "samples", "batch_size" and
             "verbose". What is not known of generated batches is None.
         state_names: names of the attributes that :meth:`get_state` returns.
+        number_names: those of them that are numbers, or None before there is one. What a file has
+            in their place is checked.
         comes_last: whether it is called after all that are not, whatever the order in the list.
         first_process_only: whether it is called in the first one only of processes that train
             together, as what writes files must be. What it prints elsewhere is not shown anyway.
@@ -57,6 +59,7 @@ class Callback:
     comes_last = False
     first_process_only = False
     state_names: tuple[str, ...] = ()
+    number_names: tuple[str, ...] = ()
     model: Sequential
     params: dict[str, Any]
 
@@ -80,6 +83,13 @@ class Callback:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes over what :meth:`get_state` returned elsewhere; called after `on_train_begin`."""
+        for name in self.number_names:
+            value, before = state[name], getattr(self, name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number and not (value is None and before is None):
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be a number. Received: {value!r}"
+                )
         for name in self.state_names:
             setattr(self, name, state[name])
 

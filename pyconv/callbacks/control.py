@@ -95,7 +95,8 @@ class EarlyStopping(Callback):
         ...           callbacks=[EarlyStopping(patience=5, restore_best_weights=True)])
     """
 
-    state_names = ("wait", "stopped_epoch", "best_epoch", "best", "best_weights")
+    number_names = ("wait", "stopped_epoch", "best_epoch", "best")
+    state_names = (*number_names, "best_weights")
 
     def __init__(
         self,
@@ -118,6 +119,14 @@ class EarlyStopping(Callback):
         self.wait = self.stopped_epoch = self.best_epoch = 0
         self.best: float | None = None
         self.best_weights: list[np.ndarray] | None = None
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        weights = state["best_weights"]
+        if weights is not None and [np.shape(weight) for weight in weights] != [
+            np.shape(weight) for weight in self.model.get_weights()
+        ]:
+            raise ValueError("EarlyStopping: the best weights are not those of this model")
+        super().set_state(state)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._start()
@@ -166,7 +175,7 @@ class ReduceLROnPlateau(Callback):
         TypeError: in training, if the optimizer's learning rate is a schedule.
     """
 
-    state_names = ("wait", "cooldown_counter", "best")
+    state_names = number_names = ("wait", "cooldown_counter", "best")
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class ModelCheckpoint(Callback):
     """
 
     first_process_only = True
-    state_names = ("best", "_batches")
+    state_names = number_names = ("best", "_batches")
 
     def __init__(
         self,
@@ -157,10 +157,16 @@ class CSVLogger(Callback):
         return {"text": self._text.getvalue(), "names": self._names}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        text, names = state["text"], state["names"]
+        if names is not None and not isinstance(names, list):
+            raise ValueError(f"CSVLogger: the columns must be a list. Received: {names!r}")
+        for value in (text, *(names or ())):
+            if not isinstance(value, str):
+                raise ValueError(f"CSVLogger: the state must be text. Received: {value!r}")
+        atomic_write(self.filename, text.encode())
         self._text = io.StringIO(newline="")
-        self._text.write(state["text"])
-        self._names = state["names"]
-        atomic_write(self.filename, state["text"].encode())
+        self._text.write(text)
+        self._names = names
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         before = ""
@@ -208,7 +214,7 @@ class TensorBoard(Callback):
     """
 
     first_process_only = True
-    state_names = ("_batches",)
+    state_names = number_names = ("_batches",)
 
     def __init__(
         self,

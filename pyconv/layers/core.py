@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyconv import initializers, random
+from pyconv.floats import as_float
 from pyconv.layers.base import Layer, Shape, activation_name, flat_size, positive
 
 
@@ -171,7 +172,7 @@ class LeakyReLU(Activation):
         if (
             isinstance(negative_slope, bool)
             or not isinstance(negative_slope, (int, float))
-            or not 0 <= negative_slope < float("inf")
+            or not 0 <= as_float(negative_slope) < float("inf")
         ):
             raise ValueError(
                 f"{self.name}: negative_slope must be a finite number of at least 0. "

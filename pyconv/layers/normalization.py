@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyconv import initializers, random
+from pyconv.floats import as_float
 from pyconv.layers.base import Layer, Shape
 
 
@@ -135,4 +136,4 @@ class BatchNormalization(Layer):
 def _number(value: Any, argument: str, owner: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{owner}: {argument} must be a number. Received: {argument}={value!r}")
-    return float(value)
+    return as_float(value)

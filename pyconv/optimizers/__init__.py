@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyconv import backend, kernels
+from pyconv.floats import as_float
 from pyconv.layers.base import Parameter
 from pyconv.names import missing
 from pyconv.optimizers import schedules
@@ -323,8 +324,10 @@ def serialize(optimizer: Optimizer) -> dict[str, Any]:
 
 def _number(argument: str, value: float, low: float, high: float) -> float:
     """A number with low <= value < high."""
-    if isinstance(value, (int, float, np.integer, np.floating)) and low <= value < high:
-        return float(value)
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        number = as_float(value)
+        if low <= number < high:
+            return number
     raise ValueError(
         f"{argument} must be a number in {low} <= {argument} < {high}. Received: "
         f"{argument}={value!r}"

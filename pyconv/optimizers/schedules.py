@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pyconv.floats import as_float
 from pyconv.names import missing
 
 
@@ -288,7 +289,7 @@ def serialize(schedule: LearningRateSchedule) -> dict[str, Any]:
 
 def _number(owner: LearningRateSchedule, argument: str, value: Any) -> float:
     try:
-        number = float(value)
+        number = as_float(value)
     except (TypeError, ValueError):
         number = math.nan
     if isinstance(value, (str, bool)) or not math.isfinite(number):

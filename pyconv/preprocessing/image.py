@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from pyconv import backend, kernels, random
+from pyconv.floats import as_float
 
 __all__ = ["ImageDataGenerator", "NumpyArrayIterator"]
 
@@ -200,7 +201,8 @@ class ImageDataGenerator:
 
         Raises:
             TypeError: if `x` does not hold numbers.
-            ValueError: if its shape does not fit, or for a parameter of another name.
+            ValueError: if its shape does not fit, or for a parameter of another name or that is no
+                finite number.
         """
         unknown = sorted(set(transform_parameters) - set(_NEUTRAL))
         if unknown:
@@ -211,7 +213,10 @@ class ImageDataGenerator:
         x = _images(x, "x", 3)
         given = {**_NEUTRAL, **transform_parameters}
         parameters = {
-            name: None if value is None else np.asarray([value]) for name, value in given.items()
+            name: None
+            if value is None and _NEUTRAL[name] is None
+            else np.asarray([_number(name, value)])
+            for name, value in given.items()
         }
         changed: np.ndarray = self._transform(x[np.newaxis], np.zeros(1, np.int64), parameters)[0]
         return changed
@@ -644,12 +649,13 @@ def _shift(allowed: Any, size: int, which: np.ndarray, sign: np.ndarray) -> np.n
     if isinstance(allowed, float):
         shifts = allowed * (2 * which - 1)
     else:
-        values = np.arange(allowed) if isinstance(allowed, int) else np.asarray(allowed)
-        shifts = (
-            np.zeros(len(which))
-            if not len(values)
-            else (values[(which * len(values)).astype(int)] * np.where(sign < 0.5, -1.0, 1.0))
-        )
+        if isinstance(allowed, int):
+            values = np.floor(which * allowed)
+        elif allowed:
+            values = np.asarray(allowed)[(which * len(allowed)).astype(int)]
+        else:
+            values = np.zeros(len(which))
+        shifts = values * np.where(sign < 0.5, -1.0, 1.0)
     return shifts * size if np.max(allowed, initial=0) < 1 else shifts
 
 
@@ -679,10 +685,10 @@ def _require_supported(
 
 
 def _number(name: str, value: Any, finite: bool = True) -> float:
-    if isinstance(value, (int, float, np.integer, np.floating)) and (
-        math.isfinite(value) or not finite
-    ):
-        return float(value)
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        number = as_float(value)
+        if math.isfinite(number) or not finite:
+            return number
     raise ValueError(f"{name} must be a {'finite ' * finite}number. Received: {name}={value!r}")
 
 
@@ -704,7 +710,7 @@ def _shifts(name: str, value: Any) -> float | int | tuple[float, ...]:
     if isinstance(value, (tuple, list, np.ndarray)) and np.ndim(value) == 1:
         return tuple(_number(name, shift) for shift in value)
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        if value < 0:
+        if _number(name, value) < 0:
             raise ValueError(f"{name} must not be negative. Received: {name}={value!r}")
         return int(value)
     return _number(name, value)
