@@ -251,7 +251,7 @@ def _spinning_briefly() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ["GOMP_SPINCOUNT"]
+        os.environ.pop("GOMP_SPINCOUNT", None)  # another thread may have been here, too
 
 
 def _from_line(raw: np.ndarray, count: int) -> np.ndarray:

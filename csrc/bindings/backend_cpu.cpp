@@ -8,6 +8,7 @@
 #include <string>
 
 #include "../cpu/arithmetic.hpp"
+#include "../cpu/cgroup.hpp"
 #include "../cpu/dispatch.hpp"
 #include "../cpu/runtime.hpp"
 #include "../cpu/sequence.hpp"
@@ -153,6 +154,8 @@ void define_backend(py::module_& m) {
   m.def("set_isa", &cpu::select, arg("name"));
   m.def("num_threads", &cpu::num_threads);
   m.def("set_num_threads", &set_num_threads, arg("count"));
+  m.def("granted_cpus", &cpu::granted_cpus, arg("root") = "",
+        "CPUs' worth of time that control groups grant; 0: no limit.");
   m.def("math_mode", [] { return math_modes[static_cast<int>(cpu::math_mode())]; });
   m.def("set_math_mode", &set_math_mode, arg("mode"));
   py::class_<cpu::Sequence>(m, "Sequence", "A network's forward pass as one call.")

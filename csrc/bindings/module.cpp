@@ -729,7 +729,11 @@ auto operation(void (*function)(Arguments...)) {
 
 }  // namespace
 
-PYBIND11_MODULE(PYCONV_MODULE, m) {
+#define PYCONV_JOIN_(a, b) a##b
+#define PYCONV_JOIN(a, b) PYCONV_JOIN_(a, b)
+
+// What `import` calls is below.
+PYBIND11_MODULE(PYCONV_JOIN(checked, PYCONV_MODULE), m) {
   m.attr("__version__") = PYCONV_VERSION;
   using py::arg;
 
@@ -798,6 +802,18 @@ PYBIND11_MODULE(PYCONV_MODULE, m) {
         arg("first_padding"), arg("first_dilation_rate"), arg("first_groups"), arg("relu"));
   m.def("gather", operation(&gather), arg("source"), arg("indices"), arg("out"), arg("scale"),
         arg("bytes"));
+}
+
+// Before anything of pybind11's, which may wait for ever in a subinterpreter.
+extern "C" PYBIND11_EXPORT PyObject* PYCONV_JOIN(PyInit_, PYCONV_MODULE)() {
+  if (PyInterpreterState_Get() == PyInterpreterState_Main()) {
+    return PYCONV_JOIN(PyInit_checked, PYCONV_MODULE)();
+  }
+  PyErr_SetString(PyExc_ImportError,
+                  "pyconv: expected the process's main interpreter. Received: a subinterpreter, "
+                  "for which neither NumPy nor pyconv is made. Use threads, as kernels release the "
+                  "GIL, or processes (multiprocessing).");
+  return nullptr;
 }
 
 }  // namespace pyconv::bindings

@@ -1,44 +1,28 @@
 #include "runtime.hpp"
 
 #include <omp.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdlib>
-#include <fstream>
 #include <new>
-#include <string>
+#include <thread>
+#include <vector>
 
 #include "arithmetic.hpp"
+#include "cgroup.hpp"
 
 namespace pyconv::cpu {
 
 namespace {
 
-// CPUs' worth of time that the cgroup (version 2, then 1) grants, or 0 where it sets no limit.
-// OpenMP looks at the affinity mask only; in a container the quota is what counts.
-int cgroup_cpus() {
-  double quota = 0, period = 0;
-  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2) {
-    std::string word;
-    if (!(v2 >> word >> period) || word == "max") return 0;
-    quota = std::atof(word.c_str());
-  } else {
-    std::ifstream q("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
-    std::ifstream p("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-    if (!(q >> quota) || !(p >> period)) return 0;
-  }
-  if (quota <= 0 || period <= 0) return 0;
-  return std::max(1, static_cast<int>(quota / period + 0.5));
-}
-
-int default_threads() {
-  const int threads = std::max(1, omp_get_max_threads());
-  const int granted = cgroup_cpus();
-  return granted > 0 ? std::min(threads, granted) : threads;
-}
-
 std::atomic<int> requested_threads{0};  // 0: not set, use the default
+// Read when the library is loaded, before anything else could start a thread: a child that is
+// forked meanwhile would wait for ever for what this thread has begun to initialize.
+const int threads_at_first = omp_get_max_threads();
+const int threads_granted = granted_cpus("");
 std::atomic<MathMode> mode_in_use{MathMode::fp32};
 
 // Items [next, end) of a parallel loop, on cache lines of their own.
@@ -48,17 +32,79 @@ struct alignas(128) Share {
 };
 constexpr int max_shares = 64;
 
+// Calls work(worker) on so many threads.
+template <class Work>
+void run_team(int threads, const Work& work) {
+#if defined(__SANITIZE_THREAD__)
+  // ThreadSanitizer does not see how GCC's OpenMP makes threads wait for each other.
+  std::vector<std::thread> team;
+  for (int worker = 1; worker < threads; ++worker) team.emplace_back(work, worker);
+  work(0);
+  for (std::thread& member : team) member.join();
+#else
+#pragma omp parallel num_threads(threads)
+  work(omp_get_thread_num());
+#endif
+}
+
 thread_local bool alone = false;
 thread_local KeptWeights* kept_in_use = nullptr;
 
+// A fork copies the forking thread only. What others had locked stays locked in the child, and what
+// they were writing half written, so a fork waits for the calls in which that would matter, and
+// lets no other begin. OpenMP's threads are not copied either, but it does not know and would wait
+// for them: where they have been used, the child computes on one thread.
+struct ForkGate {
+  std::mutex mutex;
+  std::condition_variable changed;
+  int inside = 0;
+  bool closed = false;
+};
+ForkGate* fork_gate = new ForkGate;  // never destroyed: threads may outlive static objects
+
+std::atomic<bool> has_used_openmp{false}, has_lost_openmp{false};
+
+void before_fork() {
+  std::unique_lock lock(fork_gate->mutex);
+  fork_gate->changed.wait(lock, [] { return !fork_gate->closed; });
+  fork_gate->closed = true;
+  fork_gate->changed.wait(lock, [] { return fork_gate->inside == 0; });
+}
+
+void after_fork_in_parent() {
+  const std::lock_guard lock(fork_gate->mutex);
+  fork_gate->closed = false;
+  fork_gate->changed.notify_all();
+}
+
+void after_fork_in_child() {
+  fork_gate = new ForkGate;  // threads that are not here may be waiting at the old one
+  if (has_used_openmp.load(std::memory_order_relaxed)) {
+    has_lost_openmp.store(true, std::memory_order_relaxed);
+  }
+}
+
+[[maybe_unused]] const int handlers_registered =
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+
 }  // namespace
 
+NoFork::NoFork() {
+  std::unique_lock lock(fork_gate->mutex);
+  fork_gate->changed.wait(lock, [] { return !fork_gate->closed; });
+  ++fork_gate->inside;
+}
+NoFork::~NoFork() {
+  const std::lock_guard lock(fork_gate->mutex);
+  if (--fork_gate->inside == 0) fork_gate->changed.notify_all();
+}
+
 int num_threads() {
-  if (alone) return 1;
+  if (alone || has_lost_openmp.load(std::memory_order_relaxed)) return 1;
   const int requested = requested_threads.load(std::memory_order_relaxed);
-  if (requested > 0) return requested;
-  static const int threads = default_threads();
-  return threads;
+  const int openmp = std::max(1, omp_get_max_threads());
+  if (requested > 0) return openmp < threads_at_first ? std::min(requested, openmp) : requested;
+  return threads_granted > 0 ? std::min(openmp, threads_granted) : openmp;
 }
 
 void set_num_threads(int count) { requested_threads.store(count, std::memory_order_relaxed); }
@@ -71,10 +117,11 @@ void set_math_mode(MathMode mode) { mode_in_use.store(mode, std::memory_order_re
 
 void run_parallel(int threads, int64_t items, ParallelBody body, void* context) {
   threads = static_cast<int>(std::min<int64_t>(threads, items));
-  if (threads <= 1) {
+  if (threads <= 1 || has_lost_openmp.load(std::memory_order_relaxed)) {
     for (int64_t item = 0; item < items; ++item) body(context, item, 0);
     return;
   }
+  has_used_openmp.store(true, std::memory_order_relaxed);
   // Every thread has a contiguous share of the items, and helps with the others' when it is done
   // with its own. So the same part of an array is mostly met by the same thread, call after call,
   // and still lies in that core's cache.
@@ -86,11 +133,9 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context) 
   }
   std::atomic<bool> out_of_memory{false};
   const uint64_t callers = arithmetic();
-#pragma omp parallel num_threads(threads)
-  {
+  const auto work = [&](int worker) {
     const uint64_t before = arithmetic();
     set_arithmetic(callers);
-    const int worker = omp_get_thread_num();
     try {
       for (int i = 0; i < count; ++i) {
         Share& share = shares[(worker + i) % count];
@@ -104,7 +149,8 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context) 
       out_of_memory.store(true, std::memory_order_relaxed);
     }
     set_arithmetic(before);
-  }
+  };
+  run_team(threads, work);
   if (out_of_memory.load(std::memory_order_relaxed)) throw std::bad_alloc();
 }
 

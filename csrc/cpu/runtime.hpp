@@ -9,10 +9,23 @@
 
 namespace pyconv::cpu {
 
-// Threads that the next parallel loop may use. The default is OpenMP's (OMP_NUM_THREADS, the
-// affinity mask), capped by the cgroup's CPU quota.
+// Threads that the calling thread's next parallel loop may use. The default is OpenMP's
+// (OMP_NUM_THREADS, the affinity mask), capped by the cgroup's CPU quota. If that has been lowered
+// meanwhile by omp_set_num_threads, as threadpoolctl does, no more than that. 1 in a process that
+// was forked after a loop had run on several threads, whatever was set.
 int num_threads();
 void set_num_threads(int count);
+
+// As long as it lives, other threads that fork wait: for calls with a lock, or with memory that
+// other threads use, either of which a child would find as it is at that moment, for good. Not to
+// be nested.
+class NoFork {
+ public:
+  NoFork();
+  ~NoFork();
+  NoFork(const NoFork&) = delete;
+  NoFork& operator=(const NoFork&) = delete;
+};
 
 // As long as it lives, the calling thread's parallel loops run on this thread alone, if wanted.
 class OneThread {

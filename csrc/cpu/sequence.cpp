@@ -255,6 +255,7 @@ void Sequence::plan_stages() {
 
 void Sequence::run(int64_t n, const float* x, float* y) {
   if (n == 0) return;
+  const NoFork no_fork;
   const std::lock_guard<std::mutex> lock(running_);
   const Operations& operations = cpu::operations();
   if (weights_for_ != &operations) {

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -300,6 +301,7 @@ class History(Callback):
         history: lists by name; ``history["acc"]`` and ``history["accuracy"]`` are the same, and so
             with "val_".
         epoch: the numbers of the epochs that were completed.
+        model: the model, None if nothing else has kept it.
         params: see :class:`Callback`.
         interrupted: whether training was stopped by Ctrl-C.
 
@@ -313,6 +315,15 @@ class History(Callback):
         self.history: Logs = Logs()
         self.epoch: list[int] = []
         self.interrupted = False
+
+    # The model has its history. If that had the model, too, the memory of a model would not be free
+    # as soon as the program drops it, but some time later, when Python looks for cycles.
+    def set_model(self, model: Sequential) -> None:
+        self._model = weakref.ref(model)
+
+    @property
+    def model(self) -> Sequential | None:  # type: ignore[override]
+        return self._model()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.epoch.append(epoch)

@@ -1,0 +1,61 @@
+"""A hundred epochs take no more memory than ten, and leave no file open.
+
+How long trainings of the tutorial's network did is in docs/reliability.md, by
+tests/machines/long_run.py.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from trainings import run
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+
+BEGIN = """
+import os, sys
+import pyconv, trainings
+from pyconv.callbacks import BackupAndRestore, LambdaCallback
+from pyconv.preprocessing.image import ImageDataGenerator
+
+def note(number, logs=None):
+    "Resident memory and open files, after the tenth round and the last."
+    if number + 1 in (10, 100):
+        with open("/proc/self/statm") as file:
+            print(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        print(len(os.listdir("/proc/self/fd")))
+
+x, y = trainings.data()
+def fit(**batches):
+    callbacks = [BackupAndRestore(sys.argv[1], 16), LambdaCallback(on_epoch_end=note)]
+    options = {"epochs": 100, "verbose": 0, "callbacks": callbacks, "validation_data": (x, y)}
+    trainings.new_model().fit(**batches, **options)
+"""
+
+PROGRAMS = {
+    "arrays": "fit(x=x, y=y, batch_size=trainings.BATCH)",
+    "generator": (
+        "generator = ImageDataGenerator(rotation_range=20, horizontal_flip=True)\n"
+        "fit(x=generator.flow(x, y, batch_size=trainings.BATCH), workers=3)"
+    ),
+    "models": (
+        "for number in range(100):\n"
+        "    model = trainings.trained(number, epochs=1)\n"
+        "    model.predict(x, verbose=0)\n"
+        "    if number % 5 == 0: model.save(sys.argv[1] + '.safetensors')\n"
+        "    pyconv.models.load_model(sys.argv[1] + '.safetensors').predict(x, verbose=0)\n"
+        "    note(number)"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_memory_and_files(name, tmp_path):
+    """Training on arrays; on a generator with threads; and making, saving and loading models."""
+    # Else the C library goes on to give new threads heaps of their own for some hundred epochs.
+    settings = {"MALLOC_ARENA_MAX": "1", "TRAININGS_SIZE": "12", "PYCONV_DEVICE": "cpu"}
+    words = run(BEGIN + PROGRAMS[name], str(tmp_path / "kept"), timeout=300, **settings)
+    memory_10, files_10, memory_100, files_100 = map(int, words)
+    assert memory_100 <= 1.01 * memory_10, f"{memory_10:,} bytes, then {memory_100:,}"
+    assert files_100 <= files_10
