@@ -118,8 +118,6 @@ class MPI:
         rank: number of this process, from 0; the first one prints and writes.
         size: how many there are.
         stops_together: whether all ranks are about to be interrupted, and know it.
-        bytes_sent: of gradients, by this rank, as an algorithm that sends the least would:
-            2 (size - 1) / size of them a step.
 
     Raises:
         ImportError: without mpi4py, or without an MPI.
@@ -148,7 +146,6 @@ class MPI:
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self.bucket_bytes, self.timeout, self.cuda_aware = bucket_bytes, timeout, cuda_aware
-        self.bytes_sent = 0.0
         self.stops_together = False
         self._failed = self._told = False
         self._sent: list[Any] = []  # notices on their way
@@ -423,7 +420,6 @@ class Exchange:
         group._wait(self._requests, "the sum of the gradients")
         if self._staged:
             backend.copy(self._buffer, gradients)
-        group.bytes_sent += 2 * (group.size - 1) / group.size * gradients.nbytes
 
     def _send(self, first: int) -> None:
         assert self._buffer is not None

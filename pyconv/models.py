@@ -95,6 +95,7 @@ class Sequential:
         self._step = 0  # of training; selects dropout's masks
         self._run: Run | None = None  # where `fit` is, while it runs
         self._group: distribute.MPI | None = None  # the processes that train the model together
+        self._agreed = False  # they have made sure that it is the same everywhere
         for layer in layers or ():
             self.add(layer)
 
@@ -417,7 +418,7 @@ class Sequential:
             )
         group = _get_group(distribute)
         self.optimizer, self.loss = optimizers.get(optimizer), losses.get(loss)
-        self.metrics, self._group = new_metrics, group
+        self.metrics, self._group, self._agreed = new_metrics, group, False
         self._training_plan = self._inference_plan = None
         self._graph.discard()
 
@@ -517,7 +518,12 @@ class Sequential:
             (x, y), validation_data = _split(x, y, validation_split)
 
         with self._guarded():
-            self._agree(x, y, epochs=epochs, initial_epoch=initial_epoch, batch_size=batch_size)
+            self._agree(
+                *(x, y, validation_data),
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                batch_size=batch_size,
+            )
             return self._fit(
                 *(x, y, batch_size, epochs, verbose, callbacks, validation_data, shuffle),
                 *(initial_epoch, steps_per_epoch, validation_steps, queue),
@@ -646,7 +652,7 @@ class Sequential:
         progress = Progress("Evaluation", batches.samples, batches.steps, verbose)
         try:
             with self._guarded(), backend.current().running():
-                self._agree(x, y, batch_size=batch_size)
+                self._agree(x, y, None, batch_size=batch_size)
                 logs = self._evaluate(batches, progress, listeners)
             progress.finish(logs)
         finally:
@@ -792,6 +798,8 @@ class Sequential:
         x, y = self._check_data(x, y)
         means = self._means()
         with self._guarded(), backend.current().running():
+            if not self._agreed:
+                self._agree(x, y, None)
             batches = ArrayBatches(x, y, len(x), share=self._share)
             for batch, labels, share in batches.take():
                 self._train_step(batch, labels, means, share)
@@ -1006,8 +1014,9 @@ class Sequential:
         """Within it, an exception reaches the other processes, too."""
         return contextlib.nullcontext() if self._group is None else self._group.guarding()
 
-    def _agree(self, x: Any, y: np.ndarray | None, **arguments: Any) -> None:
+    def _agree(self, x: Any, y: np.ndarray | None, validation_data: Any, **arguments: Any) -> None:
         """Sees to it that all processes have the same model, data and arguments."""
+        self._agreed = True
         if self._group is None:
             return
         if not self.built:
@@ -1021,6 +1030,8 @@ class Sequential:
             facts |= {"the shape of x": x.shape, "the data": distribute.digest(x, y)}
         elif hasattr(x, "__len__"):
             facts["the number of batches"] = len(x)
+        if isinstance(validation_data, tuple) and validation_data[1] is not None:
+            facts["the validation data"] = distribute.digest(*validation_data)
         self._group.require_same(facts)
         self._group.synchronize(self)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import has_emulated_cuda
 
 import pyconv
 from pyconv import distribute
@@ -277,11 +278,12 @@ def test_generated_batches_are_shared(tmp_path):
 
 
 @needs_mpi
-def test_without_a_seed_all_have_the_first_one_s(tmp_path):
-    program = """
+@pytest.mark.parametrize("first", ["fit(x, y, 16, 1, verbose=0)", "train_on_batch(x[:9], y[:9])"])
+def test_without_a_seed_all_have_the_first_one_s(tmp_path, first):
+    program = f"""
     model = network()
     model.compile("rmsprop", "categorical_crossentropy")
-    model.fit(x, y, 16, 1, verbose=0)
+    model.{first}
     model.train_on_batch(x[:20], y[:20])
     save(model)
     """
@@ -410,6 +412,16 @@ class TestFailures:
         assert result.output.count("the data is") >= 3
         assert "on rank 1" in result.output
 
+    def test_other_validation_data_are_refused(self, tmp_path):
+        program = self.FAILING.replace("verbose=0,", "verbose=0, validation_data=(x_val, y_val),")
+        before = "x_val = x_val + (rank == 1)\n"
+        result = launch(
+            3,
+            before + textwrap.dedent(program).replace("ACT", "pass").replace("UNITS", "11"),
+            tmp_path,
+        )
+        assert result.status != 0 and "the validation data is" in result.output
+
     def test_other_arguments_are_refused(self, tmp_path):
         result = self.fail(tmp_path, before="y = y if rank else y[:49]; x = x if rank else x[:49]")
         assert "on rank 1, 2" in result.output
@@ -479,3 +491,42 @@ def test_the_command_line_trains_together(tmp_path):
     )
     losses = [1, 3]
     np.testing.assert_allclose(two[losses], one[losses], rtol=1e-4)
+
+
+@needs_mpi
+def test_a_signal_to_one_process_stops_all_after_the_batch(tmp_path):
+    program = TestResuming.PROGRAM.replace(
+        "    history = ",
+        """
+    import signal
+    def hit(batch, logs):
+        if int(os.environ.get("HIT", 0)) and rank == 1 and model._step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+    history = """,
+    ).replace("callbacks=[", "callbacks=[LambdaCallback(on_batch_begin=hit), ")
+    assert "hit)" in program
+    folders = [tmp_path / "whole", tmp_path / "cut"]
+    whole = run(2, program, tmp_path, BACKUP=str(folders[0]))
+    result = launch(2, program, tmp_path, BACKUP=str(folders[1]), HIT="1", PYCONV_MPI_TIMEOUT="10")
+    assert result.status != 0 and "Missing" not in result.output, result.output
+    assert pyconv.checkpoints.read(folders[1] / "checkpoint.safetensors").batch == 3
+    resumed = run(2, program, tmp_path, BACKUP=str(folders[1]))
+    for name, value in whole[0].items():
+        np.testing.assert_array_equal(resumed[0][name], value, name)
+
+
+@needs_mpi
+@pytest.mark.skipif(not has_emulated_cuda(), reason="no emulated CUDA")
+def test_gradients_on_a_device_go_through_the_host(tmp_path):
+    program = """
+    set_random_seed(3)
+    model = network()
+    model.compile(SGD(0.1), "categorical_crossentropy", metrics=["accuracy"])
+    history = model.fit(x[:20], y[:20], 6, 1, verbose=0).history
+    save(model, **history)
+    """
+    (alone,) = run(1, program, tmp_path, PYCONV_DEVICE="cuda-emulated")
+    results = run(2, program, tmp_path, PYCONV_DEVICE="cuda-emulated")
+    assert_same_everywhere(results)
+    for name, value in alone.items():
+        np.testing.assert_allclose(results[0][name], value, rtol=2e-5, atol=2e-6, err_msg=name)

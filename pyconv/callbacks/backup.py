@@ -163,6 +163,8 @@ class BackupAndRestore(Callback):
             self._group.stops_together = self._signal is not None
         if due or self._signal is not None:
             self._save()
+            if self._group is not None and self._signal is not None:
+                self._group.largest(0)  # the launcher ends all when one has ended
         self._deliver_signal()
 
     def _seconds_since(self) -> float:
