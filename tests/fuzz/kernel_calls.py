@@ -27,7 +27,7 @@ def choose_path(s: Source) -> None:
     """An instruction set, a math mode, and one thread or two."""
     pyconv.set_isa(s.pick(pyconv.available_isas()))
     pyconv.set_math_mode(s.pick(_MODES))
-    pyconv.set_num_threads(1 + s.flag(8))
+    pyconv.set_num_threads(1 + s.flag(200))
 
 
 def _pair(s: Source, values: list[int]) -> Any:
