@@ -161,7 +161,7 @@ def write(
     arrays: list[np.ndarray] = []
     try:
         # One key, because safetensors writes several in random order.
-        metadata = {_KEY: json.dumps(_encoded(description, arrays), allow_nan=False)}
+        metadata = {_KEY: saving.as_text(_encoded(description, arrays))}
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"the state of the training cannot be saved, because the history, the settings or "

@@ -84,7 +84,7 @@ def read(model: Sequential, path: Path) -> list[tuple[Parameter, np.ndarray]]:
             for name in wanted:
                 _check_chunks(h5py, found[name], name, path)
             return [(wanted[name][1], found[name][...]) for name in wanted]
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError) as error:  # TypeError: of a damaged type
         raise ValueError(f"{path} is not an HDF5 file, or is damaged: {error}") from error
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from pyconv.models import Sequential
 
 FORMAT = 1
+# What a file may ask of its reader: every layer is compared with all before it, and parsing text
+# takes thirty times its memory.
+MOST_LAYERS = 1000
+MOST_TEXT = 32 << 20  # characters
 KERAS_ENDINGS = (".keras", ".h5", ".hdf5")  # of files that only Keras writes
 
 # Whatever constructors make of arguments that they were never meant to see.
@@ -174,8 +178,10 @@ def _save(
         "compile": compiled,
     }
     try:
+        if config is not None and len(config["layers"]) > MOST_LAYERS:
+            raise ValueError(f"a file holds at most {MOST_LAYERS:,} layers")
         # One key, because safetensors writes several in random order.
-        metadata = {"pyconv": json.dumps(description, allow_nan=False)}
+        metadata = {"pyconv": as_text(description)}
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"the model's configuration cannot be saved: {error}. Received: {description}"
@@ -213,6 +219,8 @@ def load_model(path: str | os.PathLike[str]) -> Sequential:
             "call its load_weights()."
         )
     try:
+        if len(description["config"]["layers"]) > MOST_LAYERS:
+            raise ValueError(f"a model has at most {MOST_LAYERS:,} layers")
         config, initial = _without_initializers(description["config"])
         model = Sequential.from_config(config)
         for layer, names in zip(model.layers, initial):
@@ -232,6 +240,14 @@ def load_model(path: str | os.PathLike[str]) -> Sequential:
                 f"{path}: it cannot be compiled as it was: {type(error).__name__}: {error}"
             ) from error
     return model
+
+
+def as_text(description: Mapping[str, Any]) -> str:
+    """The description of a file as JSON; raises ValueError or TypeError unless that can be read."""
+    text = json.dumps(description, allow_nan=False)
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"as text it has more than {MOST_TEXT:,} characters")
+    return text
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
@@ -350,6 +366,8 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
         raise ValueError(f"{constant} is not a finite number")
 
     try:
+        if len(text) > MOST_TEXT:
+            raise ValueError(f"it has more than {MOST_TEXT:,} characters")
         description = json.loads(text, parse_constant=refuse)
         found = description["format"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -534,3 +534,10 @@ class TestKeras:
         ours = self.drive(ReduceLROnPlateau(**plateau), optimizers.SGD(1.0), values)
         other = keras.callbacks.ReduceLROnPlateau(**plateau)
         assert ours == self.drive(other, keras.optimizers.SGD(1.0), values)
+
+
+@pytest.mark.parametrize("value", ["1", [1], {}, True])
+def test_states_of_the_wrong_type_are_refused(value):
+    stopping = EarlyStopping()
+    with pytest.raises(ValueError, match="EarlyStopping: best must be a number"):
+        stopping.set_state({**stopping.get_state(), "best": value})

@@ -101,3 +101,41 @@ def test_set_isa_refuses_what_is_no_name():
 def test_unsupported_isa_raises(name):
     with pytest.raises(ValueError, match="portable"):
         pyconv.set_isa(name)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_denormals_count_as_zeros(isa, threads, request):
+    before = pyconv.get_num_threads()
+    request.addfinalizer(lambda: pyconv.set_num_threads(before))
+    pyconv.set_num_threads(threads)
+    tiny = np.float32(1e-40)
+    x, w = np.full((64, 256), tiny), np.ones((256, 64), np.float32)
+    assert (kernels.dense(x, w) == 0).all()  # read
+    small = np.full((64, 256), np.float32(1e-20))
+    assert (kernels.dense(small, small.T.copy()) == 0).all()  # computed
+    # Here they are what they were.
+    assert tiny * np.float32(1) == tiny and np.float32(1e-20) * np.float32(1e-20) > 0
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors cannot trap")
+def test_nothing_is_trapped(isa):
+    """Not even where the program has asked for SIGFPE, which would end it."""
+    program = f"""
+import ctypes, numpy as np, pyconv
+from pyconv import kernels
+pyconv.set_isa({isa!r})
+x = np.array([[np.nan, np.inf, -np.inf, 3e38, 1e-45, 0.0, -3e38, 1.0]] * 64, np.float32)
+w = np.full((8, 8), 3e38, np.float32)
+out, loss = np.empty_like(x), np.empty(64, np.float32)
+more = np.empty_like(x), np.empty_like(x)
+libm = ctypes.CDLL("libm.so.6")
+libm.feenableexcept(0x1d)
+kernels.dense(x, w, out=out)
+kernels.relu(x, out=out)
+kernels.activate(x, "tanh", out=out)
+kernels.softmax_cross_entropy(x, x, loss=loss, probabilities=more[0], dlogits=more[1])
+libm.fedisableexcept(0x1d)
+print("alive")
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout == "alive\n", result.stderr

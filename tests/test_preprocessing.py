@@ -502,3 +502,15 @@ def test_the_background_takes_one_thread(monkeypatch):
     thread.join()
     _ = flow[0]
     assert asked == [1, None]
+
+
+def test_huge_and_odd_arguments():
+    """What the fuzzer found: lists of 10^9 shifts, a division by zero, an IndexError."""
+    x = np.zeros((2, 4, 5, 3), np.float32)
+    drawn = ImageDataGenerator(width_shift_range=10**9).get_random_transform(x.shape[1:], 1)
+    assert abs(drawn["tx"]) < 10**9 and drawn["tx"] == np.floor(drawn["tx"])
+    with pytest.raises(ValueError, match="width_shift_range must be a finite number"):
+        ImageDataGenerator(width_shift_range=10**400)
+    assert len(next(ImageDataGenerator().flow(x, batch_size=10**400))) == 2
+    with pytest.raises(ValueError, match="tx must be a finite number"):
+        ImageDataGenerator().apply_transform(x[0], {"tx": [1, 2]})

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +271,33 @@ class TestLoading:
         header["__metadata__"]["pyconv"] = text
         join(saved, header, data)
         self.fails(saved, "description is damaged")
+
+    def test_more_text_than_anybody_writes(self, saved, monkeypatch):
+        monkeypatch.setattr("pyconv.saving.MOST_TEXT", 2000)
+        model = Sequential([Input((1,)), *(Flatten(name=f"f{i}") for i in range(50))])
+        with pytest.raises(ValueError, match="more than 2,000 characters"):
+            save_model(model, saved)
+        header, data = split(saved)
+        header["__metadata__"]["pyconv"] = '{"format": 1, "a": [' + "0, " * 700 + "0]}"
+        join(saved, header, data)
+        self.fails(saved, "description is damaged.*more than 2,000 characters")
+
+    def test_more_layers_than_anybody_has(self, saved):
+        """Each is compared with all before it; a file of some megabytes would take hours."""
+
+        def change(description):
+            layer = {"class_name": "Flatten", "config": {}}
+            description["config"]["layers"] += [layer] * 100_000
+
+        change_description(saved, change)
+        start = time.monotonic()
+        self.fails(saved, "a model has at most 1,000 layers")
+        assert time.monotonic() - start < 20
+
+    def test_no_such_files_are_written(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("pyconv.saving.MOST_LAYERS", 3)
+        with pytest.raises(ValueError, match="a file holds at most 3 layers"):
+            save_model(small_model(), tmp_path / "model")
 
     @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity", "1e999"])
     def test_numbers_that_are_not_finite(self, saved, constant):

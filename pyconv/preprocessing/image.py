@@ -517,7 +517,7 @@ class NumpyArrayIterator:
         self._order: tuple[int, np.ndarray] = (-1, np.arange(self.n))
 
     def __len__(self) -> int:
-        return math.ceil(self.n / self.batch_size)
+        return -(-self.n // self.batch_size)
 
     def __getitem__(self, index: int) -> Any:
         return self._batch(self.epoch, range(len(self))[index])

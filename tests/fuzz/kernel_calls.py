@@ -27,7 +27,7 @@ def choose_path(s: Source) -> None:
     """An instruction set, a math mode, and one thread or two."""
     pyconv.set_isa(s.pick(pyconv.available_isas()))
     pyconv.set_math_mode(s.pick(_MODES))
-    pyconv.set_num_threads(1 + s.flag(8))
+    pyconv.set_num_threads(1 + s.flag(200))
 
 
 def _pair(s: Source, values: list[int]) -> Any:
@@ -426,8 +426,10 @@ def record_sequences(data: bytes) -> None:
                 elif action == 1:
                     sequence.end()
                 elif action == 2:
-                    x = s.damaged(kept[0], kept) if kept and s.flag() else s.array(3, 4, 4, 2)
-                    sequence.run(x, s.array(*np.shape(x)))
+                    x = s.array(3, 4, 4, 2)
+                    arrays = [array for array in kept if isinstance(array, np.ndarray)]
+                    y = s.damaged(x, [x, *arrays]) if s.flag(4) else np.empty_like(x)
+                    sequence.run(s.damaged(x, [x, *arrays]) if s.flag(4) else x, y)
                 elif action == 3:
                     len(sequence)
                 elif s.flag(8):

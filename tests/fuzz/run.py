@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ SECONDS = 30  # for one input
 MEMORY = 2048  # MiB of a process
 ALLOCATION = 1000  # MiB at once; more is refused, as if there was no more
 LENGTH = 512  # bytes of an input
-LARGEST = 60_000  # inputs of a process
+LARGEST = 50_000  # inputs of a process
 
 
 class Result(NamedTuple):
@@ -78,14 +78,20 @@ def main() -> int:
     print(f"{'target':<14}{'inputs':>10}{'coverage':>10}{'seconds':>9}  result", flush=True)
     failed = done = 0
     with ThreadPoolExecutor(options.jobs) as pool:
+        results: dict[str, list[Result]] = {name: [] for name in names}
         running = {
-            part: pool.submit(run, *part, options.seed + part[1], options.output) for part in parts
+            pool.submit(run, *part, options.seed + part[1], options.output): part[0]
+            for part in parts
         }
-        for name in names:
-            results = [future.result() for part, future in running.items() if part[0] == name]
-            inputs = sum(r.inputs for r in results)
-            coverage, seconds = max(r.coverage for r in results), sum(r.seconds for r in results)
-            problems = [r.problem for r in results if r.problem]
+        for future in as_completed(running):
+            name = running[future]
+            results[name].append(future.result())
+            if len(results[name]) < list(running.values()).count(name):
+                continue
+            inputs = sum(r.inputs for r in results[name])
+            coverage = max(r.coverage for r in results[name])
+            seconds = sum(r.seconds for r in results[name])
+            problems = [r.problem for r in results[name] if r.problem]
             result = "; ".join(problems) or "passed"
             print(f"{name:<14}{inputs:>10,}{coverage:>10}{seconds:>9.0f}  {result}", flush=True)
             failed += bool(problems)

@@ -59,7 +59,10 @@ class Source:
         """Something like the array, but for what makes it one that kernels take."""
         if not array.ndim or math.prod(max(1, size) for size in array.shape) > 2**20:
             return self.odd()  # it is damaged already, or there is nothing to damage
-        return self.pick(DAMAGES)(self, array, others)
+        try:
+            return self.pick(DAMAGES)(self, array, others)
+        except (TypeError, ValueError, IndexError):  # NumPy's, of what is damaged already
+            return self.odd()
 
 
 class Stubborn:
