@@ -708,6 +708,16 @@ void gather(const py::object& source_, const py::object& indices_, const py::obj
   }
 }
 
+// Else Python's error is set.
+bool is_main_interpreter() {
+  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return true;
+  PyErr_SetString(PyExc_ImportError,
+                  "pyconv: expected the process's main interpreter. Received: a subinterpreter, "
+                  "for which neither NumPy nor pyconv is made. Use threads, as kernels release the "
+                  "GIL, or processes (multiprocessing).");
+  return false;
+}
+
 // An operation as Python calls it.
 template <class... Arguments>
 auto operation(void (*function)(Arguments...)) {
@@ -724,6 +734,7 @@ auto operation(void (*function)(Arguments...)) {
 
 // What `import` calls is below.
 PYBIND11_MODULE(PYCONV_JOIN(checked, PYCONV_MODULE), m) {
+  if (!is_main_interpreter()) throw py::error_already_set();
   m.attr("__version__") = PYCONV_VERSION;
   using py::arg;
 
@@ -794,16 +805,10 @@ PYBIND11_MODULE(PYCONV_JOIN(checked, PYCONV_MODULE), m) {
         arg("bytes"));
 }
 
-// Before anything of pybind11's, which may wait for ever in a subinterpreter.
+// Before Python 3.13 the module is refused here, as pybind11 could wait for ever in a
+// subinterpreter of those. From then on Python calls this in the main interpreter.
 extern "C" PYBIND11_EXPORT PyObject* PYCONV_JOIN(PyInit_, PYCONV_MODULE)() {
-  if (PyInterpreterState_Get() == PyInterpreterState_Main()) {
-    return PYCONV_JOIN(PyInit_checked, PYCONV_MODULE)();
-  }
-  PyErr_SetString(PyExc_ImportError,
-                  "pyconv: expected the process's main interpreter. Received: a subinterpreter, "
-                  "for which neither NumPy nor pyconv is made. Use threads, as kernels release the "
-                  "GIL, or processes (multiprocessing).");
-  return nullptr;
+  return is_main_interpreter() ? PYCONV_JOIN(PyInit_checked, PYCONV_MODULE)() : nullptr;
 }
 
 }  // namespace pyconv::bindings
