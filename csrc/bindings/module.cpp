@@ -708,15 +708,11 @@ void gather(const py::object& source_, const py::object& indices_, const py::obj
   }
 }
 
-// Else Python's error is set.
-bool is_main_interpreter() {
-  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return true;
-  PyErr_SetString(PyExc_ImportError,
-                  "pyconv: expected the process's main interpreter. Received: a subinterpreter, "
-                  "for which neither NumPy nor pyconv is made. Use threads, as kernels release the "
-                  "GIL, or processes (multiprocessing).");
-  return false;
-}
+bool is_main_interpreter() { return PyInterpreterState_Get() == PyInterpreterState_Main(); }
+constexpr const char* only_main_interpreter =
+    "pyconv: expected the process's main interpreter. Received: a subinterpreter, for which "
+    "neither NumPy nor pyconv is made. Use threads, as kernels release the GIL, or processes "
+    "(multiprocessing).";
 
 // An operation as Python calls it.
 template <class... Arguments>
@@ -734,7 +730,7 @@ auto operation(void (*function)(Arguments...)) {
 
 // What `import` calls is below.
 PYBIND11_MODULE(PYCONV_JOIN(checked, PYCONV_MODULE), m) {
-  if (!is_main_interpreter()) throw py::error_already_set();
+  if (!is_main_interpreter()) throw py::import_error(only_main_interpreter);
   m.attr("__version__") = PYCONV_VERSION;
   using py::arg;
 
@@ -808,7 +804,9 @@ PYBIND11_MODULE(PYCONV_JOIN(checked, PYCONV_MODULE), m) {
 // Before Python 3.13 the module is refused here, as pybind11 could wait for ever in a
 // subinterpreter of those. From then on Python calls this in the main interpreter.
 extern "C" PYBIND11_EXPORT PyObject* PYCONV_JOIN(PyInit_, PYCONV_MODULE)() {
-  return is_main_interpreter() ? PYCONV_JOIN(PyInit_checked, PYCONV_MODULE)() : nullptr;
+  if (is_main_interpreter()) return PYCONV_JOIN(PyInit_checked, PYCONV_MODULE)();
+  PyErr_SetString(PyExc_ImportError, only_main_interpreter);
+  return nullptr;
 }
 
 }  // namespace pyconv::bindings
