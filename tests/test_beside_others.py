@@ -6,9 +6,13 @@ Where they are installed beside pyconv: pip install torch scikit-learn threadpoo
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
 
 import pytest
 from trainings import run
+
+from pyconv import _cpu
 
 OTHERS = ("torch", "sklearn", "threadpoolctl")
 
@@ -22,7 +26,7 @@ ORDERS = {
 }
 
 BEGIN = """
-import threading
+import os, threading
 def others():
     global torch, threadpoolctl, KMeans
     import torch, threadpoolctl
@@ -36,25 +40,23 @@ def work():
 
 
 def beside(order: str, code: str) -> list[str]:
-    variables = {"PYCONV_DEVICE": "cpu", "PYCONV_NUM_THREADS": None, "OMP_NUM_THREADS": "3"}
+    variables = {"PYCONV_DEVICE": "cpu", "PYCONV_NUM_THREADS": None, "OMP_NUM_THREADS": "2"}
     return run(BEGIN + ORDERS[order] + "\n" + code, timeout=300, **variables)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_threadpoolctl_sees_and_limits_it(order):
-    code = """
-before = {lib["filepath"] for lib in openmp()}
+    """Under the name that it is linked by. That may be another's who has brought it: PyTorch's is
+    of the same name in some wheels, and then it is theirs or ours that both use."""
+    dynamic = subprocess.check_output(["readelf", "-d", _cpu.__file__], text=True)
+    (name,) = re.findall(r"\(NEEDED\).*\[(lib\w*omp[^]]*)\]", dynamic)
+    code = f"NAME = {name!r}"
+    code += """
 work()
 trainings.training()
 paths = [lib["filepath"] for lib in openmp()]
 assert len(set(paths)) == len(paths), paths
-ours = [line.split()[-1] for line in open("/proc/self/maps") if "_cpu" in line]
-assert ours
-import re, subprocess
-linked = subprocess.run(["ldd", ours[0]], capture_output=True, text=True).stdout
-(mine,) = re.findall(r"omp\\S* => (\\S+)", linked)
-import os
-assert [os.path.realpath(path) for path in paths].count(os.path.realpath(mine)) == 1, (mine, paths)
+assert [os.path.basename(path).startswith(NAME) for path in paths].count(True) == 1, paths
 print(pyconv.get_num_threads())
 with threadpoolctl.threadpool_limits(1):
     print(pyconv.get_num_threads())
@@ -63,7 +65,7 @@ with threadpoolctl.threadpool_limits(1):
 print(pyconv.get_num_threads(), trainings.training())
 """
     words = beside(order, code)
-    assert words[:3] == ["3", "1", "1"]
+    assert words[:3] == ["2", "1", "1"]
     assert words[4] == "2" and words[3] == words[5]
 
 

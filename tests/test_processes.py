@@ -255,7 +255,8 @@ try:
         import pyconv
         pyconv.isa()
     else:
-        module_from_spec(spec_from_file_location("pyconv._cpu", {path!r}))
+        spec = spec_from_file_location("pyconv._cpu", {path!r})
+        spec.loader.exec_module(module_from_spec(spec))
 except ImportError as error:
     print("refused", "subinterpreter" in str(error))
 else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -549,6 +551,20 @@ class TestHistory:
         assert logs.get("acc") is None
         with pytest.raises(KeyError, match="'acc'"):
             _ = logs["acc"]
+
+    def test_memory_is_free_at_once(self):
+        """No cycles: dropped models need not wait for the garbage collector."""
+        gc.collect()
+        gc.disable()
+        try:
+            model = dense_model()
+            history = model.fit(*data(), validation_data=data(), verbose=0)
+            model.predict(data()[0], verbose=0)
+            dropped = weakref.ref(model)
+            del model
+            assert dropped() is None and history.model is None
+        finally:
+            gc.enable()
 
     def test_what_fit_returns(self):
         model = dense_model()

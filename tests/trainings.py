@@ -91,6 +91,7 @@ def run(
             *arguments,
         ],
         env={**inherited, "PYTHONPATH": os.pathsep.join(paths), **given},
+        cwd=Path(__file__).parent,  # not where a source tree would hide what is installed
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -718,6 +718,12 @@ void gather(const py::object& source_, const py::object& indices_, const py::obj
   }
 }
 
+bool is_main_interpreter() { return PyInterpreterState_Get() == PyInterpreterState_Main(); }
+constexpr const char* only_main_interpreter =
+    "pyconv: expected the process's main interpreter. Received: a subinterpreter, for which "
+    "neither NumPy nor pyconv is made. Use threads, as kernels release the GIL, or processes "
+    "(multiprocessing).";
+
 // An operation as Python calls it.
 template <class... Arguments>
 auto operation(void (*function)(Arguments...)) {
@@ -734,6 +740,7 @@ auto operation(void (*function)(Arguments...)) {
 
 // What `import` calls is below.
 PYBIND11_MODULE(PYCONV_JOIN(checked, PYCONV_MODULE), m) {
+  if (!is_main_interpreter()) throw py::import_error(only_main_interpreter);
   m.attr("__version__") = PYCONV_VERSION;
   using py::arg;
 
@@ -804,15 +811,11 @@ PYBIND11_MODULE(PYCONV_JOIN(checked, PYCONV_MODULE), m) {
         arg("bytes"));
 }
 
-// Before anything of pybind11's, which may wait for ever in a subinterpreter.
+// Before Python 3.13 the module is refused here, as pybind11 could wait for ever in a
+// subinterpreter of those. From then on Python calls this in the main interpreter.
 extern "C" PYBIND11_EXPORT PyObject* PYCONV_JOIN(PyInit_, PYCONV_MODULE)() {
-  if (PyInterpreterState_Get() == PyInterpreterState_Main()) {
-    return PYCONV_JOIN(PyInit_checked, PYCONV_MODULE)();
-  }
-  PyErr_SetString(PyExc_ImportError,
-                  "pyconv: expected the process's main interpreter. Received: a subinterpreter, "
-                  "for which neither NumPy nor pyconv is made. Use threads, as kernels release the "
-                  "GIL, or processes (multiprocessing).");
+  if (is_main_interpreter()) return PYCONV_JOIN(PyInit_checked, PYCONV_MODULE)();
+  PyErr_SetString(PyExc_ImportError, only_main_interpreter);
   return nullptr;
 }
 

@@ -19,8 +19,8 @@ namespace pyconv::cpu {
 namespace {
 
 std::atomic<int> requested_threads{0};  // 0: not set, use the default
-// Read when the library is loaded, before anything else could start a thread: a child that is
-// forked meanwhile would wait for ever for what this thread has begun to initialize.
+// Found out when the library is loaded, not at first use: a child that another thread forks while
+// that is under way would wait for its end for ever.
 const int threads_at_first = omp_get_max_threads();
 const int threads_granted = granted_cpus("");
 std::atomic<MathMode> mode_in_use{MathMode::fp32};
