@@ -137,5 +137,9 @@ kernels.softmax_cross_entropy(x, x, loss=loss, probabilities=more[0], dlogits=mo
 libm.fedisableexcept(0x1d)
 print("alive")
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    # Not where the sources would be found instead of what is installed.
+    here = os.path.dirname(__file__)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=here, capture_output=True, text=True
+    )
     assert result.stdout == "alive\n", result.stderr

@@ -115,7 +115,8 @@ def launched(
                 raise RuntimeError("there is no mpiexec. Install it: pip install 'pyconv[mpi]'")
             command = [mpiexec, "-n", str(ranks), *command]
         given = os.environ | {"OMP_NUM_THREADS": str(threads)} | environment
-        done = subprocess.run(command, env=given, capture_output=True, text=True)
+        # There, so that a pyconv in the folder at hand is not taken for the one that is installed.
+        done = subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
         measured: dict[str, Any] = json.loads(result.read_text())
