@@ -163,7 +163,11 @@ def loopback_bytes() -> Any:
 
 def sent_bytes(ranks: int, batch: int, seconds: float) -> float | None:
     """What a rank sends in a step, if all messages go through TCP, as MPICH can be told."""
-    through_tcp = {"MPIR_CVAR_NOLOCAL": "1", "FI_PROVIDER": "tcp"}
+    through_tcp = {
+        "MPIR_CVAR_CH4_NETMOD": "ofi",
+        "MPIR_CVAR_NOLOCAL": "1",
+        "FI_PROVIDER": "tcp",
+    }
     found = launched(ranks, 1, batch, seconds, **through_tcp)
     if not found.get("loopback_bytes"):
         return None
