@@ -86,6 +86,11 @@ class Block:
         """Writes `gradients`; returns the gradient of `x`, or None if nobody needs it."""
         raise NotImplementedError
 
+    @property
+    def _first(self) -> int:
+        """Number of the outputs' first element, likewise."""
+        return self.first_sample * self.output_size
+
     def _output(self, n: int) -> np.ndarray:
         assert self.output_buffer is not None
         return self.output_buffer[: n * self.output_size].reshape(n, *self.output_shape)
@@ -200,7 +205,7 @@ class ConvPoolBlock(Block):
             self._rate,
             self.seed,
             step,
-            self.first_sample * self.output_size,
+            self._first,
             out=y,
             winner=self._winner,
         )
@@ -376,10 +381,6 @@ class DropoutBlock(Block):
         if self._step is not None:
             kernels.dropout_backward(dy, self.rate, self.seed, self._step, self._first, out=dy)
         return dy
-
-    @property
-    def _first(self) -> int:
-        return self.first_sample * self.output_size
 
 
 class ReluBlock(Block):

@@ -27,6 +27,7 @@ from pyconv.optimizers.schedules import LearningRateSchedule
 
 if TYPE_CHECKING:
     from pyconv.callbacks import Callback
+    from pyconv.distribute import MPI
     from pyconv.models import Sequential
 
 _KEY = "pyconv_checkpoint"
@@ -261,16 +262,9 @@ def restore(checkpoint: Checkpoint, model: Sequential, settings: Mapping[str, An
             raise
 
     saving.set_tensors(model, weights)
-    device = backend.current()
-    optimizer.slots = {name: device.zeros(tensor.size) for name, tensor in slots.items()}
-    for name, slot in optimizer.slots.items():
-        backend.copy(slots[name].ravel(), slot)
-    optimizer.iterations, model._step = iterations, step
+    _take_over(model, slots, iterations, step, seeds)
     if rate is not None and constant_rate(model) is not None:
         optimizer.learning_rate = rate
-    for layer in _drawing(model):
-        layer.drawn_seed = seeds[layer.name]
-    model._forget_plans()  # they know the old seeds
     history.epoch[:] = epochs
     history.history.clear()
     history.history.update(values)
@@ -281,6 +275,46 @@ def restore(checkpoint: Checkpoint, model: Sequential, settings: Mapping[str, An
             f"{arithmetic()}: it rounds otherwise, so the results will not be the same bits.",
             stacklevel=2,
         )
+
+
+def synchronize(model: Sequential, group: MPI) -> None:
+    """Makes the state of a built model, and the stream of seeds, those of the first process."""
+    optimizer = model.optimizer
+    assert optimizer is not None
+    state = None
+    if group.is_first:
+        slots = {name: backend.to_host(slot) for name, slot in optimizer.slots.items()}
+        seeds = {layer.name: layer.drawn_seed for layer in _drawing(model)}
+        remembered = (slots, optimizer.iterations, model._step, seeds)
+        state = (model.get_weights(), remembered, random.begun_state())
+    weights, remembered, stream = group.broadcast(state)
+    if not group.is_first:
+        model.set_weights(weights)
+        _take_over(model, *remembered)
+        random.set_state(*stream)
+
+
+def _take_over(
+    model: Sequential,
+    slots: Mapping[str, np.ndarray],
+    iterations: int,
+    step: int,
+    seeds: Mapping[str, int],
+) -> None:
+    """Gives a model what another one's optimizer and layers remember."""
+    optimizer, device = model.optimizer, backend.current()
+    assert optimizer is not None
+    sizes = {name: slot.size for name, slot in slots.items()}
+    if {name: slot.size for name, slot in optimizer.slots.items()} != sizes:
+        optimizer.slots = {name: device.zeros(size) for name, size in sizes.items()}
+        model._forget_plans()  # graphs know the old ones
+    for name, slot in optimizer.slots.items():
+        backend.copy(slots[name].ravel(), slot)
+    optimizer.iterations, model._step = iterations, step
+    if {layer.name: layer.drawn_seed for layer in _drawing(model)} != seeds:
+        for layer in _drawing(model):
+            layer.drawn_seed = seeds[layer.name]
+        model._forget_plans()  # they know the old ones
 
 
 def _facts(model: Sequential, run: Run) -> dict[str, Any]:
@@ -295,15 +329,15 @@ def _facts(model: Sequential, run: Run) -> dict[str, Any]:
 
 def facts(model: Sequential) -> dict[str, Any]:
     """What makes up a compiled model, by name, but for its weights and learning rate."""
-    facts: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for number, layer in enumerate(model.layers):
         try:
             config = layer.get_config()
         except ValueError:  # an initializer of the user's own
             config = {"name": layer.name}
         told = [f"{k}={v!r}" for k, v in config.items() if not k.endswith("_initializer")]
-        facts[f"layers[{number}]"] = f"{type(layer).__name__}({', '.join(told)})"
-    facts |= {
+        found[f"layers[{number}]"] = f"{type(layer).__name__}({', '.join(told)})"
+    found |= {
         "optimizer": type(model.optimizer).__name__,
         "loss": type(model.loss).__name__,
         "metrics": model.metrics_names[1:],
@@ -312,7 +346,7 @@ def facts(model: Sequential) -> dict[str, Any]:
     config = model.optimizer.get_config()
     if constant_rate(model) is not None:
         del config["learning_rate"]  # callbacks may change it, so it is state
-    return facts | {f"optimizer.{name}": value for name, value in config.items()}
+    return found | {f"optimizer.{name}": value for name, value in config.items()}
 
 
 def _check_settings(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:

@@ -231,11 +231,9 @@ def train(
         max_share=SAVE_SHARE,
         settings=settings,
     )
-    if not is_first:
-        pass
-    elif resume:
+    if is_first and resume:
         click.echo(_where_it_goes_on(checkpoint, epochs, output))
-    elif backup.path.exists():
+    elif is_first and backup.path.exists():
         click.echo(f"Training anew: what --resume would have gone on with in {output} is dropped.")
         backup.path.unlink()
     history = model.fit(

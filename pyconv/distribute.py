@@ -28,11 +28,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pyconv import backend, random
+from pyconv import backend
 from pyconv.layers.base import Parameter
 
 if TYPE_CHECKING:
-    from pyconv.models import Sequential
     from pyconv.plan import FlatParameters
 
 __all__ = ["MPI", "detect", "rank", "size"]
@@ -182,7 +181,7 @@ class MPI:
     def broadcast(self, value: Any) -> Any:
         """Returns the first rank's value, plain data or arrays."""
         if self.is_first:
-            data = np.frombuffer(self._mpi.pickle.dumps(value), np.uint8).copy()
+            data = self._packed(value)
             length = np.array([data.size], np.int64)
         else:
             length = np.zeros(1, np.int64)
@@ -225,7 +224,7 @@ class MPI:
                 )
 
     def _gather(self, value: Any) -> list[Any]:
-        data = np.frombuffer(self._mpi.pickle.dumps(value), np.uint8).copy()
+        data = self._packed(value)
         sizes = np.empty(self.size, np.int64)
         self._wait([self._comm.Iallgather(np.array([data.size], np.int64), sizes)], "a comparison")
         parts = np.empty(int(sizes.sum()), np.uint8)
@@ -237,37 +236,8 @@ class MPI:
             for end, length in zip(ends.tolist(), sizes.tolist())
         ]
 
-    def synchronize(self, model: Sequential) -> None:
-        """Makes the state of a built model, and the stream of seeds, that of the first rank."""
-        parameters = [parameter for layer in model.layers for parameter in layer.parameters]
-        drawing = [layer for layer in model.layers if hasattr(layer, "drawn_seed")]
-        optimizer = model.optimizer
-        assert optimizer is not None
-        state = {
-            "random": random.begun_state(),
-            "weights": [parameter.value for parameter in parameters],
-            "seeds": [layer.drawn_seed for layer in drawing],
-            "step": model._step,
-            "iterations": optimizer.iterations,
-            "slots": {name: backend.to_host(slot) for name, slot in optimizer.slots.items()},
-        }
-        state = self.broadcast(state if self.is_first else None)
-        if self.is_first:
-            return
-        random.set_state(*state["random"])
-        for parameter, value in zip(parameters, state["weights"]):
-            parameter.assign(value)
-        changed = False
-        for layer, seed in zip(drawing, state["seeds"]):
-            changed = changed or layer.drawn_seed != seed
-            layer.drawn_seed = seed
-        model._step, optimizer.iterations = state["step"], state["iterations"]
-        device = backend.current()
-        optimizer.slots = {name: device.zeros(slot.size) for name, slot in state["slots"].items()}
-        for name, slot in optimizer.slots.items():
-            backend.copy(state["slots"][name], slot)
-        if changed:
-            model._forget_plans()  # they know the old seeds
+    def _packed(self, value: Any) -> np.ndarray:
+        return np.frombuffer(self._mpi.pickle.dumps(value), np.uint8).copy()
 
     # The gradients
 
@@ -292,24 +262,30 @@ class MPI:
             if waited > _SPIN:
                 time.sleep(50e-6)
 
-    def _read_notices(self) -> None:
+    def _received(self, tag: int) -> Iterator[tuple[int, str]]:
+        """The notices that have come: of whom, and what."""
         status = self._mpi.Status()
-        if self._notices.iprobe(self._mpi.ANY_SOURCE, _FAILED, status):
-            message = self._notices.recv(None, status.source, _FAILED)
+        while self._notices.iprobe(self._mpi.ANY_SOURCE, tag, status):
+            yield status.source, self._notices.recv(None, status.source, tag)
+
+    def _read_notices(self) -> None:
+        for source, message in self._received(_FAILED):
             self._told = self._failed = True
-            raise RuntimeError(f"Training ends because rank {status.source} failed: {message}")
+            raise RuntimeError(f"Training ends because rank {source} failed: {message}")
+
+    def _without_answer(self, tag: int, seconds: float) -> set[int]:
+        """Tells the others something, and returns those who have not told the same by then."""
+        self._tell(tag, "")
+        others = set(range(self.size)) - {self.rank}
+        end = time.monotonic() + seconds
+        while others and time.monotonic() < end:
+            others -= {source for source, _ in self._received(tag)}
+            self._mpi.Request.Testall(self._sent)
+            time.sleep(0.01)
+        return others
 
     def _report_missing(self, what: str, waited: float) -> None:
-        self._tell(_WAITING, what)
-        waiting = set()
-        end = time.monotonic() + min(1.0, self.timeout)
-        while time.monotonic() < end:
-            status = self._mpi.Status()
-            while self._notices.iprobe(self._mpi.ANY_SOURCE, _WAITING, status):
-                self._notices.recv(None, status.source, _WAITING)
-                waiting.add(status.source)
-            time.sleep(0.01)
-        missing = sorted(set(range(self.size)) - waiting - {self.rank})
+        missing = sorted(self._without_answer(_WAITING, min(1.0, self.timeout)))
         text = f"Rank {self.rank} has waited {waited:.0f} s for the others in {what}. "
         if missing:
             text += (
@@ -353,16 +329,7 @@ class MPI:
             return
         sys.stdout.flush()
         sys.stderr.flush()
-        self._tell(_LEAVING, "")
-        left = set(range(self.size)) - {self.rank}
-        end = time.monotonic() + _GRACE
-        while left and time.monotonic() < end:
-            status = self._mpi.Status()
-            while self._notices.iprobe(self._mpi.ANY_SOURCE, _LEAVING, status):
-                self._notices.recv(None, status.source, _LEAVING)
-                left.discard(status.source)
-            self._mpi.Request.Testall(self._sent)
-            time.sleep(0.01)
+        self._without_answer(_LEAVING, _GRACE)
         self._comm.Abort(1)
 
     def _use_own_cores(self) -> None:
@@ -414,9 +381,8 @@ class Exchange:
             self._buffer = np.ascontiguousarray(backend.to_host(gradients))
         elif not self._parameters.device.on_host:
             self._parameters.device.stream.synchronize()
-        while self._end > 0:
-            at_once = max(1, group.bucket_bytes // 4)
-            self._send(max(0, self._end - at_once) if self._staged else 0)
+        if self._end > 0:
+            self._send(0)
         group._wait(self._requests, "the sum of the gradients")
         if self._staged:
             backend.copy(self._buffer, gradients)

@@ -197,11 +197,11 @@ def _check_chunks(h5py: Any, dataset: Any, name: str, path: Path) -> None:
             f"{path}: {name} is stored in a way that is not read. Save the weights uncompressed, "
             "or with gzip."
         )
-    size = math.prod(dataset.chunks) * 4
+    size, file_size = math.prod(dataset.chunks) * 4, path.stat().st_size
     for number in range(dataset.id.get_num_chunks()):
         chunk = dataset.id.get_chunk_info(number)
         unpacked = None
-        if chunk.filter_mask == 0 and chunk.size <= path.stat().st_size:
+        if chunk.filter_mask == 0 and chunk.size <= file_size:
             try:
                 unpacked = zlib.decompressobj().decompress(
                     dataset.id.read_direct_chunk(chunk.chunk_offset)[1], size + 1

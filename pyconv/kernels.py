@@ -193,6 +193,29 @@ def _relu(activation: Any) -> bool:
     raise ValueError(f"activation: expected None or 'relu'. Received: {activation!r}.")
 
 
+def _remembered(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """The function, whose results for plain arguments are kept: a small kernel runs in its time.
+
+    What equals a plain argument but is none, such as True, must be looked at each time; but not the
+    first two arguments, which are shapes of arrays.
+    """
+    kept = functools.lru_cache(maxsize=1024, typed=True)(function)
+
+    def call(*arguments: Any) -> tuple[Any, ...]:
+        for value in arguments[2:]:
+            kind = type(value)
+            if kind not in _PLAIN and (kind is not tuple or set(map(type, value)) != _INTEGERS):
+                return function(*arguments)
+        return kept(*arguments)
+
+    return call
+
+
+_INTEGERS = {int}
+_PLAIN = {int, str, type(None)}
+
+
+@_remembered
 def _conv2d_geometry(
     x_shape: tuple[int, ...],
     w_shape: tuple[int, ...],
@@ -203,43 +226,12 @@ def _conv2d_geometry(
     activation: Any,
 ) -> tuple[Any, ...]:
     """What the binding's convolutions take behind their arrays."""
-    arguments = (x_shape, w_shape, strides, padding, dilation_rate, groups, activation)
-    # A small kernel runs in the time that this takes. What equals a key but is not plain, such as
-    # True, must be looked at each time.
-    plain = (
-        type(padding) is str
-        and type(groups) is int
-        and (activation is None or type(activation) is str)
-        and _is_plain(strides)
-        and _is_plain(dilation_rate)
-    )
-    return _kept_geometry(*arguments) if plain else _geometry(*arguments)
-
-
-def _is_plain(value: Any) -> bool:
-    if type(value) is tuple:
-        return len(value) == 2 and type(value[0]) is type(value[1]) is int
-    return type(value) is int
-
-
-def _geometry(
-    x_shape: tuple[int, ...],
-    w_shape: tuple[int, ...],
-    strides: Any,
-    padding: Any,
-    dilation_rate: Any,
-    groups: Any,
-    activation: Any,
-) -> tuple[Any, ...]:
     strides, dilation = _pair(strides, "strides"), _pair(dilation_rate, "dilation_rate")
     extent = window_extent((w_shape[0], w_shape[1]), dilation)
     pads = window_pads(padding, (x_shape[1], x_shape[2]), extent, strides)
     if not _is_integer(groups):
         raise ValueError(f"groups: expected an integer. Received: {groups!r}.")
     return strides, pads, dilation, int(groups), _relu(activation)
-
-
-_kept_geometry = functools.lru_cache(maxsize=1024, typed=True)(_geometry)
 
 
 def _four(shape: Any, name: str) -> tuple[int, int, int, int]:

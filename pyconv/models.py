@@ -1033,7 +1033,7 @@ class Sequential:
         if isinstance(validation_data, tuple) and validation_data[1] is not None:
             facts["the validation data"] = distribute.digest(*validation_data)
         self._group.require_same(facts)
-        self._group.synchronize(self)
+        checkpoints.synchronize(self, self._group)
 
     def _evaluate(
         self,

@@ -9,6 +9,23 @@ import pytest
 EMULATED = {"cuda_sm80": "80", "cuda_sm75": "75"}
 
 
+def thread_orders(*threads: int) -> dict[str, dict[str, str]]:
+    """Settings of the emulator for other orders of CUDA threads: the reverse, and random ones, each
+    on so many threads of the machine."""
+    return {
+        "reverse": {"PTXCPU_ORDER": "reverse"},
+        **{
+            f"random {seed}": {
+                "PTXCPU_ORDER": "random",
+                "PTXCPU_SEED": str(seed),
+                "PTXCPU_STRESS": "20",
+                "PTXCPU_THREADS": str(count),
+            }
+            for seed, count in enumerate(threads, 1)
+        },
+    }
+
+
 def has_emulated_cuda() -> bool:
     return importlib.util.find_spec("pyconv._cuda_emulated") is not None
 

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import EMULATED, emulated_cuda, has_emulated_cuda
+from conftest import EMULATED, emulated_cuda, has_emulated_cuda, thread_orders
 
 import pyconv
 from pyconv import backend, kernels
@@ -30,19 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 architectures = pytest.mark.parametrize("architecture", EMULATED.values())
 
-ORDERS = {
-    "reverse": {"PTXCPU_ORDER": "reverse"},
-    **{
-        f"random {seed}": {
-            "PTXCPU_ORDER": "random",
-            "PTXCPU_SEED": str(seed),
-            "PTXCPU_STRESS": "20",
-            "PTXCPU_THREADS": "2",
-        }
-        for seed in (1, 2, 3)
-    },
-    "race detector": {"PTXCPU_RACE": "1"},
-}
+ORDERS = thread_orders(2, 2, 2) | {"race detector": {"PTXCPU_RACE": "1"}}
 
 
 def conv_results(case) -> list[np.ndarray]:

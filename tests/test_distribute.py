@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from conftest import has_emulated_cuda
 
 import pyconv
 from pyconv import distribute
+from pyconv.bench.scaling import mpiexec
 from pyconv.layers import Dense, Dropout, Flatten, Input
 from pyconv.models import Sequential
 
@@ -72,15 +72,10 @@ class Result:
 
 
 def has_mpi() -> bool:
-    if shutil.which("mpiexec", path=_path()) is None:
+    if mpiexec() is None:
         return False
     probe = "from mpi4py import MPI"
     return subprocess.run([sys.executable, "-c", probe], capture_output=True).returncode == 0
-
-
-def _path() -> str:
-    """Where PyPI's mpiexec is, and others."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 needs_mpi = pytest.mark.skipif(
@@ -94,9 +89,9 @@ def launch(ranks: int, program: str, out: Path, timeout: float = 120, **environm
     script.write_text(PREAMBLE + textwrap.dedent(program))
     command = [sys.executable, "-W", "error", str(script)]
     if ranks > 1:
-        mpiexec = shutil.which("mpiexec", path=_path())
-        assert mpiexec is not None
-        command = [mpiexec, "-n", str(ranks), *command]
+        launcher = mpiexec()
+        assert launcher is not None
+        command = [launcher, "-n", str(ranks), *command]
     given = {"OUT": str(out), "OMP_NUM_THREADS": "1", **environment}
     start = time.monotonic()
     # Of a session of its own, so that what a failed test leaves can be ended as a whole.
@@ -462,14 +457,13 @@ class TestResuming:
 
 @needs_mpi
 def test_the_command_line_trains_together(tmp_path):
-    mpiexec = shutil.which("mpiexec", path=_path())
     command = [sys.executable, "-m", "pyconv", "train", "--data", "shapes", "--limit", "300"]
     command += ["--epochs", "1", "--batch-size", "50", "--output"]
     # Winograd's algorithm, and how it rounds, depends on the number of images.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYCONV_MATH_MODE": "direct"}
     outputs = []
     for ranks in (1, 2):
-        launcher = [mpiexec, "-n", str(ranks)] if ranks > 1 else []
+        launcher = [mpiexec(), "-n", str(ranks)] if ranks > 1 else []
         done = subprocess.run(
             [*launcher, *command, str(tmp_path / str(ranks))],
             env=environment,

@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import EMULATED, has_emulated_cuda
+from conftest import EMULATED, has_emulated_cuda, thread_orders
 from trainings import run
 
 import pyconv
@@ -93,18 +93,7 @@ def test_twenty_trainings_beside_busy_processes():
         assert run(code, timeout=600, **on(isa, None)) == [alone(isa)] * 20
 
 
-ORDERS = {
-    "reverse": {"PTXCPU_ORDER": "reverse"},
-    **{
-        f"random {seed}": {
-            "PTXCPU_ORDER": "random",
-            "PTXCPU_SEED": str(seed),
-            "PTXCPU_STRESS": "20",
-            "PTXCPU_THREADS": str(threads),
-        }
-        for seed, threads in ((1, 1), (2, 2), (3, 3))
-    },
-}
+ORDERS = thread_orders(1, 2, 3)
 
 
 @functools.cache

@@ -170,12 +170,13 @@ LENET = Network(
         *(FLATTEN, dense(120), dense(84), dense(10)),
     ),
 )
+VGG16 = _vgg16(224, 4096, 1000)
 NETWORKS = {
     "tutorial": TUTORIAL,
     "lenet": LENET,
     "vgg16-32": _vgg16(32, 512, 10),
-    "vgg16": _vgg16(224, 4096, 1000),
-    "vgg16-224": _vgg16(224, 4096, 1000),
+    "vgg16": VGG16,
+    "vgg16-224": VGG16,
 }
 
 

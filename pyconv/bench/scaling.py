@@ -96,6 +96,12 @@ def interpolated(measured: Mapping[int, float], at: float) -> float:
     return measured[lower] + share * (measured[upper] - measured[lower])
 
 
+def mpiexec() -> str | None:
+    """MPI's launcher: the one beside the interpreter, where PyPI's MPI puts it, or another one."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return shutil.which("mpiexec", path=path)
+
+
 def launched(
     ranks: int, threads: int, batch: int, seconds: float, **environment: str
 ) -> dict[str, Any]:
@@ -109,11 +115,10 @@ def launched(
         command = [sys.executable, "-m", "pyconv.bench.scaling", "--worker", str(result)]
         command += ["--batch", str(batch), "--seconds", str(seconds)]
         if ranks > 1:
-            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-            mpiexec = shutil.which("mpiexec", path=path)
-            if mpiexec is None:
+            launcher = mpiexec()
+            if launcher is None:
                 raise RuntimeError("there is no mpiexec. Install it: pip install 'pyconv[mpi]'")
-            command = [mpiexec, "-n", str(ranks), *command]
+            command = [launcher, "-n", str(ranks), *command]
         given = os.environ | {"OMP_NUM_THREADS": str(threads)} | environment
         # There, so that a pyconv in the folder at hand is not taken for the one that is installed.
         done = subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True)

@@ -92,7 +92,6 @@ class BackupAndRestore(Callback):
         self._rate: float | None = None
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
-        self._group: MPI | None = None
 
     @property
     def path(self) -> Path:
@@ -100,7 +99,6 @@ class BackupAndRestore(Callback):
         return self.backup_dir / FILE
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._group = self.model._group
         self._rate = None
         found = None
         if self._writes:
@@ -151,6 +149,11 @@ class BackupAndRestore(Callback):
         if self._complete:  # else something has ended training already
             self._deliver_signal()
         self._signal = None
+
+    @property
+    def _group(self) -> MPI | None:
+        """The processes that train the model together."""
+        return self.model._group
 
     @property
     def _writes(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import io
 import sys
 import time
 import weakref
@@ -331,6 +331,13 @@ class History(Callback):
             self.history.setdefault(name, []).append(value)
 
 
+class _Nowhere(io.TextIOBase):
+    """Where text is lost."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 class _Silent:
     """A callback, nothing of which is printed."""
 
@@ -341,7 +348,7 @@ class _Silent:
         hook = getattr(self._callback, name)
 
         def call(*arguments: Any) -> None:
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            with contextlib.redirect_stdout(_Nowhere()):
                 hook(*arguments)
 
         return call
