@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from trainings import run
 
 import pyconv
 from pyconv import Input, Sequential, backend, kernels
@@ -107,11 +108,44 @@ def test_same_bits_for_any_threads(isa):
         expected = None
         for threads in THREADS:
             pyconv.set_num_threads(threads)
-            y = model.predict_on_batch(x)
-            expected = y if expected is None else expected
-            np.testing.assert_array_equal(y, expected, str((n, threads)))
+            for _ in range(2):  # from the second call on the threads stay from loop to loop
+                y = model.predict_on_batch(x)
+                expected = y if expected is None else expected
+                np.testing.assert_array_equal(y, expected, str((n, threads)))
         # Another algorithm may have been chosen. The outputs are probabilities.
         np.testing.assert_allclose(expected, block_by_block(model, x), atol=2e-5, rtol=0)
+
+
+def test_number_of_threads_changes_meanwhile():
+    model, x = network(), images(1)
+    expected = model.predict_on_batch(x)
+
+    def change():
+        for _ in range(200):
+            for threads in THREADS:
+                pyconv.set_num_threads(threads)
+                time.sleep(0.0003)
+
+    with ThreadPoolExecutor(1) as pool:
+        changing = pool.submit(change)
+        while not changing.done():
+            np.testing.assert_array_equal(model.predict_on_batch(x), expected)
+        changing.result()
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_fewer_threads_than_asked_for(limit):
+    """OpenMP may not have as many."""
+    program = """
+import numpy as np, pyconv
+from test_sequence import images, network
+model, x = network(), images(1)
+pyconv.set_num_threads(1)
+expected = model.predict_on_batch(x)
+pyconv.set_num_threads(7)
+for _ in range(3): np.testing.assert_array_equal(model.predict_on_batch(x), expected)
+"""
+    run(program, OMP_THREAD_LIMIT=str(limit))
 
 
 def test_images_do_not_mix():

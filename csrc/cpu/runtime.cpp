@@ -7,6 +7,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <new>
 #include <thread>
 #include <vector>
@@ -32,23 +33,95 @@ struct alignas(128) Share {
 };
 constexpr int max_shares = 64;
 
-// Calls work(worker) on so many threads.
+thread_local bool alone = false;
+thread_local KeptWeights* kept_in_use = nullptr;
+thread_local int64_t loops_begun = 0;
+
+// Calls work(worker, members) on so many threads, or fewer if OpenMP has no more, in a parallel
+// region.
 template <class Work>
-void run_team(int threads, const Work& work) {
+void run_region(int threads, const Work& work) {
 #if defined(__SANITIZE_THREAD__)
   // ThreadSanitizer does not see how GCC's OpenMP makes threads wait for each other.
-  std::vector<std::thread> team;
-  for (int worker = 1; worker < threads; ++worker) team.emplace_back(work, worker);
-  work(0);
-  for (std::thread& member : team) member.join();
+  std::vector<std::thread> others;
+  for (int worker = 1; worker < threads; ++worker) others.emplace_back(work, worker, threads);
+  work(0, threads);
+  for (std::thread& other : others) other.join();
 #else
 #pragma omp parallel num_threads(threads)
-  work(omp_get_thread_num());
+  work(omp_get_thread_num(), omp_get_num_threads());
 #endif
 }
 
-thread_local bool alone = false;
-thread_local KeptWeights* kept_in_use = nullptr;
+// The threads of a region that run one loop after the other: thread 0 leads, the others wait for
+// what it begins. A region of OpenMP's for each loop takes four times as long to begin and end.
+class Team {
+ public:
+  using Work = void (*)(const void* context, int worker);
+
+  // On the leader, first of all: how many threads there are.
+  void begin(int size) { size_ = size; }
+  // On the leader: work(context, worker) on every thread.
+  void run(Work work, const void* context) noexcept {
+    work_ = work;
+    context_ = context;
+    busy_.store(size_ - 1, std::memory_order_relaxed);
+    turn_.fetch_add(1, std::memory_order_release);
+    work(context, 0);
+    wait_until([&] { return busy_.load(std::memory_order_acquire) == 0; });
+  }
+  // On the leader: lets the others go.
+  void dismiss() { run(leave, nullptr); }
+
+  // On the others.
+  void follow(int worker) {
+    bool stays = true;
+    for (uint64_t turn = 0; stays; ++turn) {
+      wait_until([&] { return turn_.load(std::memory_order_acquire) != turn; });
+      stays = work_ != leave;
+      work_(context_, worker);
+      busy_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+ private:
+  static void leave(const void*, int) {}
+
+  template <class Condition>
+  static void wait_until(const Condition& met) {
+    constexpr int spins = 10'000;  // a fraction of a millisecond
+    for (int i = 0; !met(); ++i) {
+      if (i >= spins) {
+        std::this_thread::yield();  // whom it waits for may have no core to run on
+      } else {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+      }
+    }
+  }
+
+  alignas(128) std::atomic<uint64_t> turn_{0};  // one line, which the others fetch for every loop
+  Work work_ = nullptr;
+  const void* context_ = nullptr;
+  int size_ = 1;
+  alignas(128) std::atomic<int> busy_{0};
+};
+thread_local Team* team = nullptr;  // that the calling thread leads, while it is not in a loop
+
+// Calls work(worker) on at most so many threads, of the team if there is one.
+template <class Work>
+void run_threads(int threads, const Work& work) {
+  Team* const mine = team;
+  if (mine == nullptr) {
+    run_region(threads, [&](int worker, int) { work(worker); });
+    return;
+  }
+  team = nullptr;
+  mine->run([](const void* context, int worker) { (*static_cast<const Work*>(context))(worker); },
+            &work);
+  team = mine;
+}
 
 // A fork copies the forking thread only. What others had locked stays locked in the child, and what
 // they were writing half written, so a fork waits for the calls in which that would matter, and
@@ -122,6 +195,7 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context) 
     return;
   }
   has_used_openmp.store(true, std::memory_order_relaxed);
+  ++loops_begun;
   // Every thread has a contiguous share of the items, and helps with the others' when it is done
   // with its own. So the same part of an array is mostly met by the same thread, call after call,
   // and still lies in that core's cache.
@@ -134,6 +208,7 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context) 
   std::atomic<bool> out_of_memory{false};
   const uint64_t callers = arithmetic();
   const auto work = [&](int worker) {
+    if (worker >= threads) return;  // of a larger team
     const uint64_t before = arithmetic();
     set_arithmetic(callers);
     try {
@@ -150,8 +225,37 @@ void run_parallel(int threads, int64_t items, ParallelBody body, void* context) 
     }
     set_arithmetic(before);
   };
-  run_team(threads, work);
+  run_threads(threads, work);
   if (out_of_memory.load(std::memory_order_relaxed)) throw std::bad_alloc();
+}
+
+int64_t parallel_loops() { return loops_begun; }
+
+void run_with_team(void (*work)(void* context), void* context) {
+  const int threads = num_threads();
+  if (threads <= 1 || team != nullptr) {
+    work(context);
+    return;
+  }
+  has_used_openmp.store(true, std::memory_order_relaxed);
+  std::exception_ptr failure;  // which must not leave the region
+  Team members;
+  run_region(threads, [&](int worker, int size) {
+    if (worker != 0) {
+      members.follow(worker);
+      return;
+    }
+    members.begin(size);
+    team = &members;
+    try {
+      work(context);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    team = nullptr;
+    members.dismiss();
+  });
+  if (failure) std::rethrow_exception(failure);
 }
 
 void* scratch(size_t bytes, ScratchUse use) {

@@ -262,17 +262,26 @@ void Sequence::run(int64_t n, const float* x, float* y) {
     for (Step& step : steps_) step.kept->discard();
     weights_for_ = &operations;
   }
-  const float* from = x;
-  for (size_t i = 0; i < stages_.size(); ++i) {
-    const Stage& stage = stages_[i];
-    float* to = y;
-    if (i + 1 < stages_.size()) {
-      const int64_t size = n * steps_[stage.end - 1].out;
-      to = static_cast<float*>(between_[i % 2].at_least(static_cast<size_t>(size) * sizeof(float)));
+  const auto run_stages = [&] {
+    const float* from = x;
+    for (size_t i = 0; i < stages_.size(); ++i) {
+      const Stage& stage = stages_[i];
+      float* to = y;
+      if (i + 1 < stages_.size()) {
+        const auto size = static_cast<size_t>(n * steps_[stage.end - 1].out);
+        to = static_cast<float*>(between_[i % 2].at_least(size * sizeof(float)));
+      }
+      run_stage(operations, stage, n, from, to);
+      from = to;
     }
-    run_stage(operations, stage, n, from, to);
-    from = to;
+  };
+  const int64_t before = parallel_loops();
+  if (loops_ > 1) {
+    with_team(run_stages);
+  } else {
+    run_stages();
   }
+  loops_ = parallel_loops() - before;
 }
 
 void Sequence::run_stage(const Operations& operations, const Stage& stage, int64_t n,

@@ -69,6 +69,7 @@ class Sequence {
   std::mutex running_;
   const Operations* weights_for_ = nullptr;  // the instruction set that the kept weights are for
   Buffer between_[2];                        // what stages hand on, in turn
+  int64_t loops_ = 0;                        // on several threads, in the last run
 };
 
 }  // namespace pyconv::cpu
