@@ -297,6 +297,7 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
   const int64_t bias_at = memory.reserve<float>(cut.chunks * s.oc);
   const int64_t dw_rows_at = memory.reserve<int64_t>(s.groups * cut.rows);
   const int64_t offsets_at = memory.reserve<int64_t>(s.groups * cut.rows);
+  const int64_t has_copy_at = memory.reserve<int64_t>(threads);
   memory.allocate();
   float* const partials = memory.at<float>(partials_at);
   float* const biases = memory.at<float>(bias_at);
@@ -323,7 +324,11 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
     }
   }
 
-  parallel_for(threads, cut.chunks * panel_parts * row_parts, [&](int64_t item, int) {
+  // The chunk and row part of which a worker has copied x, all in one block, for the next item.
+  int64_t* const has_copy = memory.at<int64_t>(has_copy_at);
+  for (int worker = 0; worker < threads; ++worker) has_copy[worker] = -1;
+
+  parallel_for(threads, cut.chunks * panel_parts * row_parts, [&](int64_t item, int worker) {
     const int64_t row_part = item % row_parts, panel_part = item / row_parts % panel_parts;
     const int64_t chunk = item / row_parts / panel_parts;
     const int64_t panel_begin = part_begin(cut.panels, panel_parts, panel_part);
@@ -355,8 +360,12 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
       const int64_t images = min(cut.block_images, s.n - image);
       const int64_t row = block % cut.image_blocks * cut.block_rows;
       const int64_t rows = min(cut.block_rows, s.oh - row);
-      copy_block(copied, s, x + image * s.h * s.w * s.c, images, row, first_channel / channels,
-                 last_channel / channels + 1, x_copy);
+      const int64_t part = chunk * row_parts + row_part;
+      if (has_copy[worker] != part) {
+        copy_block(copied, s, x + image * s.h * s.w * s.c, images, row, first_channel / channels,
+                   last_channel / channels + 1, x_copy);
+        if (s.groups == 1 && block_end - block_begin == 1) has_copy[worker] = part;
+      }
 
       WeightsTile tile{};
       tile.x_pixel = copied.cols.output * copied.channels;
