@@ -109,6 +109,7 @@ RUNS = {
     "pad2d": (run_pad,),
     "dense": (run_dense, 67),
     "dense_of_one": (run_dense, 1),
+    "dense_of_many": (run_dense, 301),
     "pointwise": (run_pointwise,),
     "batch_norm": (run_batch_norm, (5, 40, 40, 33)),
     "batch_norm_wide": (run_batch_norm, (301, 1030)),

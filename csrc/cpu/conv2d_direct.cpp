@@ -83,10 +83,7 @@ void pack_panels(const TapConvolution& conv, const UsedTaps& used, int64_t group
           continue;
         }
         // Transposed: k is what lies contiguous.
-        for (int64_t f = 0; f < features; ++f) {
-          const float* const row = from + f * conv.weight_f;
-          for (int64_t k = first; k < last; ++k) to[k * width + f] = row[k * conv.weight_k];
-        }
+        transpose(from + first, conv.weight_f, features, last - first, to + first * width, width);
         for (int64_t k = first; k < last; ++k) {
           for (int64_t f = features; f < width; ++f) to[k * width + f] = 0.0f;
         }
@@ -299,6 +296,16 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
   }
   constexpr int64_t own_bytes = 256 * 1024;
   cut.packing = weights_bytes <= own_bytes ? Packing::workers : Packing::at_once;
+  // Weights that would not stay in a core's cache beside their results: every thread has the panels
+  // that it packs, which costs one more reading of the source.
+  if (cut.packing == Packing::at_once && panels >= 2 * threads &&
+      conv.n * source_bytes <= 2 * weights_bytes) {
+    cut.images = conv.n;
+    cut.image_parts = 1;
+    cut.panel_parts = threads;
+    cut.row_parts = min(conv.result_h, items_per_thread);
+    return cut;
+  }
   // Small images go several to an item, so that borders of one pixel still fill a tile.
   cut.images = max(1, min(2 * max_tile_rows, item_bytes / max(source_bytes + result_bytes, 1)));
   cut.images = max(1, min(cut.images, conv.n / wanted));
@@ -341,7 +348,7 @@ void run(const TapConvolution& conv) {
   const int64_t cols_used_at = memory.reserve<bool>(conv.kernel_w);
   // The source without what its mask hides: items that have all images share it, others have rows.
   const int64_t masked_size = conv.source_mask != nullptr ? cut.images * source_image : 0;
-  const bool masked_once = cut.packing == Packing::items;
+  const bool masked_once = cut.panel_parts > 1;
   const int64_t masked_at = memory.reserve<float>(masked_once ? masked_size : 0);
   memory.allocate();
 
@@ -383,9 +390,9 @@ void run(const TapConvolution& conv) {
 
   const int64_t items = cut.image_parts * cut.row_parts * cut.panel_parts;
   parallel_for(threads, items, [&](int64_t item, int worker) {
-    const int64_t panel_part = item % cut.panel_parts;
-    const int64_t row_part = item / cut.panel_parts % cut.row_parts;
-    const int64_t image_part = item / cut.panel_parts / cut.row_parts;
+    const int64_t row_part = item % cut.row_parts;
+    const int64_t image_part = item / cut.row_parts % cut.image_parts;
+    const int64_t panel_part = item / cut.row_parts / cut.image_parts;
     const int64_t row_begin = part_begin(conv.result_h, cut.row_parts, row_part);
     const int64_t row_end = part_begin(conv.result_h, cut.row_parts, row_part + 1);
     const int64_t image_begin = image_part * cut.images;
@@ -430,6 +437,7 @@ void run(const TapConvolution& conv) {
     UnpackedForwardTile tile{};
     tile.least = conv.relu ? 0.0f : -HUGE_VALF;
     tile.w_row = conv.weight_k;
+    tile.w_panel = panel_size;
     const int64_t panel_begin = part_begin(panels, cut.panel_parts, panel_part);
     const int64_t panel_end = part_begin(panels, cut.panel_parts, panel_part + 1);
     if (cut.packing == Packing::items) {
@@ -456,7 +464,7 @@ void run(const TapConvolution& conv) {
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t count = parts.next();
           for (int64_t k = 0; k < count; ++k) positions.next(x, y, tile, k);
-          for (int64_t q = p; q < next; ++q) {
+          for (int64_t q = p; q < next; q += tile.panels) {
             const int64_t first = q % group_panels * panel_lanes;
             switch (cut.packing) {
               case Packing::nobody:
@@ -474,6 +482,7 @@ void run(const TapConvolution& conv) {
                 break;
             }
             tile.features = conv.features - first;
+            tile.panels = max(1, min(next - q, tile.features / panel_lanes));
             tile.bias = conv.bias != nullptr ? conv.bias + group * conv.features + first : nullptr;
             const int64_t vectors = panel_vectors(conv.features, q % group_panels);
             if (as_they_lie) {
@@ -481,7 +490,7 @@ void run(const TapConvolution& conv) {
             } else {
               run_tile<ForwardTile>(tile, vectors, count);
             }
-            for (int64_t k = 0; k < count; ++k) tile.y[k] += panel_lanes;
+            for (int64_t k = 0; k < count; ++k) tile.y[k] += tile.panels * panel_lanes;
           }
         }
       };
@@ -540,7 +549,7 @@ void run_rows(const TapConvolution& conv) {
   const FewPositions few(conv);
   // A stretch of features, so that its sums stay in the first-level cache.
   constexpr int64_t most_features = 1024;
-  const int64_t wanted = ceil_div(conv.features * conv.groups, 2 * num_threads());
+  const int64_t wanted = ceil_div(conv.features * conv.groups, num_threads());
   const int64_t stretch =
       max(panel_lanes, min(most_features, ceil_div(wanted, panel_lanes) * panel_lanes));
   const int64_t stretches = ceil_div(conv.features, stretch);

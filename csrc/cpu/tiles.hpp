@@ -56,10 +56,11 @@ struct ForwardTile {
   float* y[max_tile_rows];
   const Tap* taps;
   int64_t tap_count;
-  const float* w;     // panel: [rows][Q * lanes]
-  const float* bias;  // at the panel's first feature, or null
-  int64_t features;   // how many features of the panel exist
-  float least;        // results below it become it: 0 for ReLU, else -infinity
+  const float* w;           // panels: [rows][Q * lanes] each
+  const float* bias;        // at the first panel's first feature, or null
+  int64_t panels, w_panel;  // how many, all whole if several, and the step between them
+  int64_t features;         // how many features of the panel exist
+  float least;              // results below it become it: 0 for ReLU, else -infinity
 };
 // The same with the weights as they lie, not packed: their rows are a step apart, and all of a
 // panel's features exist.
@@ -67,23 +68,25 @@ struct UnpackedForwardTile : ForwardTile {
   int64_t w_row;
 };
 
+// Of the panel at first_w, whose results begin at this feature.
 template <int P, int Q>
-static inline void sum_taps(const ForwardTile& tile, int64_t w_row) {
+static inline void sum_taps(const ForwardTile& tile, const float* first_w, int64_t w_row,
+                            int64_t feature) {
   const bool whole = tile.features >= Q * lanes;
   vec sum[P][Q];
 #pragma GCC unroll 16
   for (int q = 0; q < Q; ++q) {
     vec bias = zero();
     if (tile.bias != nullptr) {
-      bias = whole ? load(tile.bias + q * lanes)
-                   : load_n(tile.bias + q * lanes, min(tile.features - q * lanes, lanes));
+      const float* const from = tile.bias + feature + q * lanes;
+      bias = whole ? load(from) : load_n(from, min(tile.features - q * lanes, lanes));
     }
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) sum[p][q] = bias;
   }
   for (int64_t t = 0; t < tile.tap_count; ++t) {
     const Tap tap = tile.taps[t];
-    const float* w = tile.w + tap.w * w_row;
+    const float* w = first_w + tap.w * w_row;
     const float* x[P];
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) x[p] = tile.x[p] + tap.x;
@@ -107,21 +110,24 @@ static inline void sum_taps(const ForwardTile& tile, int64_t w_row) {
 #pragma GCC unroll 16
     for (int q = 0; q < Q; ++q) {
       const vec v = at_least(least, sum[p][q]);
+      float* const to = tile.y[p] + feature + q * lanes;
       if (whole) {
-        store(tile.y[p] + q * lanes, v);
+        store(to, v);
       } else {
-        store_n(tile.y[p] + q * lanes, v, min(tile.features - q * lanes, lanes));
+        store_n(to, v, min(tile.features - q * lanes, lanes));
       }
     }
   }
 }
 template <int P, int Q>
 static void compute(const ForwardTile& tile) {
-  sum_taps<P, Q>(tile, Q * lanes);
+  for (int64_t panel = 0; panel < tile.panels; ++panel) {
+    sum_taps<P, Q>(tile, tile.w + panel * tile.w_panel, Q * lanes, panel * Q * lanes);
+  }
 }
 template <int P, int Q>
 static void compute(const UnpackedForwardTile& tile) {
-  sum_taps<P, Q>(tile, tile.w_row);
+  sum_taps<P, Q>(tile, tile.w, tile.w_row, 0);
 }
 
 // ---------------------------------------------------------------------------------------------
