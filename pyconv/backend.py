@@ -34,6 +34,8 @@ _ON_CUDA = (2, 13)  # a GPU's memory, managed or not
 
 _LINE = 64  # bytes in a cache line, and in a vector register of AVX-512
 
+_ANYWHERE = contextlib.nullcontext()
+
 _device: str | None = None
 _current: Backend | None = None
 
@@ -80,12 +82,12 @@ class Backend:
         """
         return self.xp.cuda.Stream()
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> contextlib.AbstractContextManager[None]:
         """Within it, kernels run on `stream`, after what the caller's stream was given before."""
-        if self.on_host:
-            yield
-            return
+        return _ANYWHERE if self.on_host else self._running_on_stream()
+
+    @contextlib.contextmanager
+    def _running_on_stream(self) -> Iterator[None]:
         caller = self.xp.cuda.get_current_stream()
         if caller == self.stream:
             yield

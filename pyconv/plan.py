@@ -640,10 +640,11 @@ def as_float32(x: np.ndarray) -> np.ndarray:
     Raises:
         TypeError: if `x` does not hold real numbers.
     """
-    x = check_numbers(x)
-    if x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
-        return x  # what `require` would find out more slowly
-    return np.require(x, np.float32, ["C", "A"])
+    if isinstance(x, np.ndarray) and x.dtype == np.float32:
+        flags = x.flags
+        if flags.c_contiguous and flags.aligned:
+            return x  # what `require` would find out more slowly
+    return np.require(check_numbers(x), np.float32, ["C", "A"])
 
 
 def check_numbers(x: Any) -> Any:
