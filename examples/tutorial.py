@@ -88,8 +88,10 @@ classes = len(cifar10.CLASS_NAMES)
 print(f"{classes} classes:", ", ".join(cifar10.CLASS_NAMES))
 
 # Pixels from 0 to 1, labels one-hot.
-train_data = train_images.astype("float32") / 255
-test_data = test_images.astype("float32") / 255
+train_data = train_images.astype("float32")
+test_data = test_images.astype("float32")
+train_data /= 255
+test_data /= 255
 train_labels_one_hot = to_categorical(train_labels, classes)
 test_labels_one_hot = to_categorical(test_labels, classes)
 
