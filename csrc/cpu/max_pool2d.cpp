@@ -12,8 +12,6 @@ namespace pyconv::cpu::PYCONV_ISA {
 
 namespace {
 
-constexpr int64_t channel_block = 64;
-
 // The part of a window that lies in the image: positions [begin, end) along one axis.
 struct Clip {
   int64_t begin, end;
@@ -22,36 +20,67 @@ Clip clip(int64_t start, int64_t pool, int64_t size) {
   return {max(0, -start), min(pool, size - start)};
 }
 
-template <class Index>
-void forward_pixel(const Pool2dShape& s, const float* image, int64_t top, int64_t left, float* y,
-                   Index* argmax) {
-  const Clip rows = clip(top, s.pool_h, s.h), cols = clip(left, s.pool_w, s.w);
-  for (int64_t c0 = 0; c0 < s.c; c0 += channel_block) {
-    const int64_t channels = min(channel_block, s.c - c0);
-    float best[channel_block];
-    int32_t at[channel_block];
-    for (int64_t i = rows.begin; i < rows.end; ++i) {
-      for (int64_t j = cols.begin; j < cols.end; ++j) {
-        const float* x = image + ((top + i) * s.w + left + j) * s.c + c0;
-        const int32_t position = static_cast<int32_t>(i * s.pool_w + j);
-        if (i == rows.begin && j == cols.begin) {
-          for (int64_t c = 0; c < channels; ++c) {
-            best[c] = x[c];
-            at[c] = position;
-          }
-        } else {
-          for (int64_t c = 0; c < channels; ++c) {
-            // Greater, or the first NaN: not (x <= best) is true for both, and for any x once
-            // best is NaN, which the second test rules out.
-            const bool wins = !(x[c] <= best[c]) & (best[c] == best[c]);
-            best[c] = wins ? x[c] : best[c];
-            at[c] = wins ? position : at[c];
-          }
-        }
+// The maxima of V vectors of channels, the last of which may be a part of one, stay in registers
+// while the window goes by.
+template <int V>
+void forward_vectors(const Pool2dShape& s, const Clip& rows, const Clip& cols, const float* x,
+                     int64_t channels, float* y, uint8_t* argmax) {
+  const int64_t last = channels - (V - 1) * lanes;
+  vec best[V], at[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    best[v] = load_part(x + v * lanes, v == V - 1 ? last : lanes);
+    at[v] = broadcast(static_cast<float>(rows.begin * s.pool_w + cols.begin));
+  }
+  for (int64_t i = rows.begin; i < rows.end; ++i) {
+    const float* pixel = x + (i - rows.begin) * s.w * s.c;
+    for (int64_t j = cols.begin; j < cols.end; ++j, pixel += s.c) {
+      // The first position meets itself, which changes nothing.
+      const vec position = broadcast(static_cast<float>(i * s.pool_w + j));
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const vec value = load_part(pixel + v * lanes, v == V - 1 ? last : lanes);
+        keep_maximum(value, position, best[v], at[v]);
       }
     }
-    for (int64_t c = 0; c < channels; ++c) y[c0 + c] = best[c];
-    for (int64_t c = 0; c < channels; ++c) argmax[c0 + c] = static_cast<Index>(at[c]);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    store_part(y + v * lanes, best[v], v == V - 1 ? last : lanes);
+    store_bytes_n(argmax + v * lanes, at[v], v == V - 1 ? last : lanes);
+  }
+}
+
+void forward_pixel(const Pool2dShape& s, const float* image, int64_t top, int64_t left, float* y,
+                   uint8_t* argmax) {
+  const Clip rows = clip(top, s.pool_h, s.h), cols = clip(left, s.pool_w, s.w);
+  const float* const x = image + ((top + rows.begin) * s.w + left + cols.begin) * s.c;
+  int64_t c = 0;
+  for (; c + 4 * lanes <= s.c; c += 4 * lanes) {
+    forward_vectors<4>(s, rows, cols, x + c, 4 * lanes, y + c, argmax + c);
+  }
+  for (; c < s.c; c += lanes) {
+    forward_vectors<1>(s, rows, cols, x + c, min(lanes, s.c - c), y + c, argmax + c);
+  }
+}
+
+// Positions that a byte cannot hold, nor a float beyond 2^24: channel by channel.
+void forward_pixel(const Pool2dShape& s, const float* image, int64_t top, int64_t left, float* y,
+                   int32_t* argmax) {
+  const Clip rows = clip(top, s.pool_h, s.h), cols = clip(left, s.pool_w, s.w);
+  for (int64_t i = rows.begin; i < rows.end; ++i) {
+    for (int64_t j = cols.begin; j < cols.end; ++j) {
+      const float* const x = image + ((top + i) * s.w + left + j) * s.c;
+      const bool first = i == rows.begin && j == cols.begin;
+      const int32_t position = static_cast<int32_t>(i * s.pool_w + j);
+      for (int64_t c = 0; c < s.c; ++c) {
+        // Greater, or the first NaN: not (x <= y) is true for both, and for any x once y is NaN,
+        // which the second test rules out.
+        const bool wins = first | (!(x[c] <= y[c]) & (y[c] == y[c]));
+        y[c] = wins ? x[c] : y[c];
+        argmax[c] = wins ? position : argmax[c];
+      }
+    }
   }
 }
 
@@ -110,6 +139,7 @@ void backward_disjoint(const Pool2dShape& s, const float* dy, const Index* argma
 }
 
 // Windows that overlap: gradients add up, window after window. Images and channels are independent.
+constexpr int64_t channel_block = 64;
 template <class Index>
 void backward_overlapping(const Pool2dShape& s, const float* dy, const Index* argmax, float* dx) {
   const int64_t blocks = ceil_div(s.c, channel_block);

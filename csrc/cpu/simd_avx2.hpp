@@ -68,7 +68,7 @@ static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {
   best = _mm256_blendv_ps(best, v, wins);
   at = _mm256_blendv_ps(at, position, wins);
 }
-// The first n lanes, whole numbers from 0 to 127, as bytes.
+// The first n lanes, whole numbers from 0 to 255, as bytes.
 static inline void store_bytes_n(uint8_t* p, vec v, int64_t n) {
   const __m256i words = _mm256_cvttps_epi32(v);
   const __m128i halves =

@@ -73,7 +73,7 @@ static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {
   best = _mm512_mask_mov_ps(best, wins, v);
   at = _mm512_mask_mov_ps(at, wins, position);
 }
-// The first n lanes, whole numbers from 0 to 127, as bytes.
+// The first n lanes, whole numbers from 0 to 255, as bytes.
 static inline void store_bytes_n(uint8_t* p, vec v, int64_t n) {
   const __m512i words = _mm512_maskz_cvttps_epi32(0xffff, v);
   const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, words);

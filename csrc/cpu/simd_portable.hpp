@@ -121,7 +121,7 @@ static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {
     at[i] = wins ? position[i] : at[i];
   }
 }
-// The first n lanes, whole numbers from 0 to 127, as bytes.
+// The first n lanes, whole numbers from 0 to 255, as bytes.
 static inline void store_bytes_n(uint8_t* p, vec v, int64_t n) {
   for (int i = 0; i < lanes; ++i) {
     if (i < n) p[i] = static_cast<uint8_t>(v[i]);
