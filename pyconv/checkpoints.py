@@ -382,7 +382,8 @@ def _drawing(model: Sequential) -> list[Any]:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    """A number that no training will have counted beyond the kernels' 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise ValueError(f"expected a count. Received: {value!r}")
     return value
 

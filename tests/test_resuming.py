@@ -594,6 +594,8 @@ class TestDamage:
             (lambda d: d["run"].update(means={}), "is damaged: KeyError: 'loss'"),
             (lambda d: d["run"].update(batches={"seed": -1}), "A seed must be"),
             (lambda d: d.update(step=None), "expected a count. Received: None"),
+            (lambda d: d.update(step=2**63), "expected a count"),
+            (lambda d: d["optimizer"].update(iterations=10**30), "expected a count"),
             (lambda d: d.update(random=[1, "x"]), "is damaged: TypeError"),
             (lambda d: d.update(random=[2**64, 1]), "A seed must be"),
             (lambda d: d.update(seeds={}), "is damaged: KeyError: 'dropout'"),
