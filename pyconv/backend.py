@@ -34,7 +34,7 @@ _ON_CUDA = (2, 13)  # a GPU's memory, managed or not
 
 _LINE = 64  # bytes in a cache line, and in a vector register of AVX-512
 
-_ANYWHERE = contextlib.nullcontext()
+_ANYWHERE = contextlib.nullcontext()  # where kernels on the host run: there are no streams
 
 _device: str | None = None
 _current: Backend | None = None

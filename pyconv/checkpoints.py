@@ -382,7 +382,7 @@ def _drawing(model: Sequential) -> list[Any]:
 
 
 def _count(value: Any) -> int:
-    """A number that no training will have counted beyond the kernels' 64 bits."""
+    """A count from a file: below 2^63, so that going on stays within the kernels' 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise ValueError(f"expected a count. Received: {value!r}")
     return value

@@ -331,6 +331,7 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
   parallel_for(threads, cut.chunks * panel_parts * row_parts, [&](int64_t item, int worker) {
     const int64_t row_part = item % row_parts, panel_part = item / row_parts % panel_parts;
     const int64_t chunk = item / row_parts / panel_parts;
+    const int64_t part = chunk * row_parts + row_part;
     const int64_t panel_begin = part_begin(cut.panels, panel_parts, panel_part);
     const int64_t panel_end = part_begin(cut.panels, panel_parts, panel_part + 1);
     const int64_t tile_begin = part_begin(row_tiles, row_parts, row_part);
@@ -360,7 +361,6 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
       const int64_t images = min(cut.block_images, s.n - image);
       const int64_t row = block % cut.image_blocks * cut.block_rows;
       const int64_t rows = min(cut.block_rows, s.oh - row);
-      const int64_t part = chunk * row_parts + row_part;
       if (has_copy[worker] != part) {
         copy_block(copied, s, x + image * s.h * s.w * s.c, images, row, first_channel / channels,
                    last_channel / channels + 1, x_copy);

@@ -139,9 +139,9 @@ void backward_disjoint(const Pool2dShape& s, const float* dy, const Index* argma
 }
 
 // Windows that overlap: gradients add up, window after window. Images and channels are independent.
-constexpr int64_t channel_block = 64;
 template <class Index>
 void backward_overlapping(const Pool2dShape& s, const float* dy, const Index* argmax, float* dx) {
+  constexpr int64_t channel_block = 64;
   const int64_t blocks = ceil_div(s.c, channel_block);
   parallel_for(num_threads(), s.n * blocks, [&](int64_t item, int) {
     const int64_t n = item / blocks, c0 = item % blocks * channel_block;
