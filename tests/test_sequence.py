@@ -293,6 +293,35 @@ def test_one_batch_after_another(isa, image):
             np.testing.assert_array_equal(y, expected[:n], str((batches, n)))
 
 
+@pytest.mark.parametrize("features", [8, 33, 72, 144, 200, 336, 1000])
+def test_few_results_of_many_weights(isa, features):
+    """A tile with few rows goes through several panels of the kept weights at once."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((5, 5, 40, features)).astype(np.float32)
+    b = rng.standard_normal(features).astype(np.float32)
+    dense, small = w.reshape(-1, features), np.ascontiguousarray(w[1:4, 1:4])
+    for mode in ("direct", "winograd4", "winograd6"):
+        pyconv.set_math_mode(mode)
+        for n in (1, 2, 3, 4, 7):
+            image = rng.standard_normal((n, 5, 5, 40)).astype(np.float32)
+            tile = np.ascontiguousarray(image[:, :4, :4])
+            for call, x in (
+                (lambda x: kernels.dense(x, dense, b, activation="relu"), image.reshape(n, -1)),
+                (lambda x: kernels.conv2d(x, w, b), image),
+                (lambda x: kernels.conv2d(x, small, b, padding="same"), tile),
+            ):
+                expected = call(x)
+                sequence = backend.cpu().Sequence()
+                sequence.begin()
+                call(x[:1])
+                sequence.end()
+                for threads in (1, 3):
+                    pyconv.set_num_threads(threads)
+                    y = np.full_like(expected, np.nan)
+                    sequence.run(x, y)
+                    np.testing.assert_array_equal(y, expected, str((mode, x.shape, threads)))
+
+
 class TestExtension:
     """The class of the extension by itself."""
 

@@ -44,7 +44,9 @@ static inline int64_t padded_w(const Conv2dShape& s) {
   return (s.ow - 1) * s.stride_w + (s.kw - 1) * s.dilation_w + 1;
 }
 
-// conv2d_direct.cpp and conv2d_direct_weights.cpp: any shape.
+// conv2d_direct.cpp and conv2d_direct_weights.cpp: any shape. Whether the forward pass begins with
+// a copy of x with its padding, which it then multiplies like everything else.
+bool direct_pads(const Conv2dShape& s);
 void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                    const float* b, float* y);
 void conv2d_direct_backward_data(const Conv2dShape& s, Activation activation, const float* dy,

@@ -43,6 +43,10 @@ struct TapConvolution {
   int64_t weight_tap, weight_k, weight_f, weight_group;
 };
 
+int64_t weights_bytes(const TapConvolution& conv) {
+  return float_bytes * conv.kernel_h * conv.kernel_w * conv.depth * conv.groups * conv.features;
+}
+
 // Which rows and columns of the kernel reach the source from anywhere.
 struct UsedTaps {
   bool *rows, *cols;
@@ -246,11 +250,9 @@ struct Cut {
 // weights one after the other, these must stay in the second-level cache meanwhile.
 bool weights_as_they_lie(const TapConvolution& conv) {
   constexpr int64_t most_positions = 3 * max_tile_rows, most_bytes = 5 << 19;
-  const int64_t bytes =
-      float_bytes * conv.kernel_h * conv.kernel_w * conv.depth * conv.groups * conv.features;
   return conv.weight_f == 1 && conv.weight_tap == conv.depth * conv.weight_k &&
          conv.features % lanes == 0 && conv.n * conv.result_h * conv.result_w <= most_positions &&
-         (TapTable::pairs(conv) == 1 || bytes <= most_bytes);
+         (TapTable::pairs(conv) == 1 || weights_bytes(conv) <= most_bytes);
 }
 Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept) {
   // Of the packed panels of an item, which should stay in the nearer caches; several are read
@@ -333,10 +335,13 @@ void run(const TapConvolution& conv) {
   if (kept != nullptr) cut.packing = Packing::kept;
   const int64_t item_panels = ceil_div(panels, cut.panel_parts);
   // Panels that a tile of positions goes through before the next tile: as many as stay in the
-  // first-level cache, else one.
+  // first-level cache, or all of them where there is no next tile; else one.
   constexpr int64_t first_level_bytes = 20 * 1024;
   const bool as_they_lie = cut.packing == Packing::nobody;
-  const int64_t together = as_they_lie ? 1 : max(1, first_level_bytes / (panel_size * float_bytes));
+  const bool one_tile = conv.n * conv.result_h * conv.result_w <= few_rows;
+  const int64_t together = as_they_lie ? 1
+                           : one_tile  ? item_panels
+                                       : max(1, first_level_bytes / (panel_size * float_bytes));
 
   Scratch memory;
   const int64_t all_panels = conv.groups * group_weights;
@@ -543,7 +548,11 @@ void add_rows(const float* x, const float* w, int64_t w_row, int64_t count, floa
 
 bool few_enough_for_rows(const TapConvolution& conv) {
   constexpr int64_t most_positions = 2;
-  return conv.weight_f == 1 && conv.n * conv.result_h * conv.result_w <= most_positions;
+  // Many weights are better kept packed, in the order in which they are read.
+  constexpr int64_t most_kept_bytes = 128 * 1024;
+  const bool kept_better = kept_weights() != nullptr && weights_bytes(conv) > most_kept_bytes;
+  return conv.weight_f == 1 && !kept_better &&
+         conv.n * conv.result_h * conv.result_w <= most_positions;
 }
 void run_rows(const TapConvolution& conv) {
   const FewPositions few(conv);
@@ -636,16 +645,6 @@ AxisGeometry col_geometry(const Conv2dShape& s) {
   return {s.w, s.ow, s.kw, s.stride_w, s.pad_left, s.dilation_w};
 }
 
-// Few results, which padding divides into classes of even fewer each, which take as long as full
-// tiles. Not where strides, dilation or padding make the copy much larger than image and kernel.
-bool worth_padding(const Conv2dShape& s) {
-  constexpr int64_t most_positions = 8 * max_tile_rows, most_growth = 4;
-  if (s.n * s.oh * s.ow > most_positions) return false;
-  const int64_t height = padded_h(s), width = padded_w(s);
-  const bool inside = s.pad_top == 0 && s.pad_left == 0 && height <= s.h && width <= s.w;
-  return !inside && height <= most_growth * (s.h + s.kh) && width <= most_growth * (s.w + s.kw);
-}
-
 // x with its padding, [n, padded_h, padded_w, c].
 const float* padded_copy(const Conv2dShape& s, const float* x) {
   const int64_t height = padded_h(s), width = padded_w(s), size = height * width * s.c;
@@ -660,6 +659,16 @@ const float* padded_copy(const Conv2dShape& s, const float* x) {
 
 }  // namespace
 
+// Of few results padding makes classes of even fewer each, which take as long as full tiles.
+// Not where strides, dilation or padding make the copy much larger than image and kernel.
+bool direct_pads(const Conv2dShape& s) {
+  constexpr int64_t most_positions = 8 * max_tile_rows, most_growth = 4;
+  if (s.n * s.oh * s.ow > most_positions) return false;
+  const int64_t height = padded_h(s), width = padded_w(s);
+  const bool inside = s.pad_top == 0 && s.pad_left == 0 && height <= s.h && width <= s.w;
+  return !inside && height <= most_growth * (s.h + s.kh) && width <= most_growth * (s.w + s.kw);
+}
+
 void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                    const float* b, float* y) {
   if (s.n == 0) return;
@@ -667,7 +676,7 @@ void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, 
     conv2d_first(s, activation, x, w, b, y);
     return;
   }
-  if (worth_padding(s)) {
+  if (direct_pads(s)) {
     Conv2dShape padded = s;
     padded.h = padded_h(s), padded.w = padded_w(s);
     padded.pad_top = padded.pad_left = 0;

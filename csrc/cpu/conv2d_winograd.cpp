@@ -73,7 +73,6 @@ struct TilePosition {
 
 // Planes lie one cache line further apart than their size: at a power of two, the elements that a
 // transform writes would compete for a few sets of the cache.
-constexpr int64_t cache_line = 16;
 inline int64_t plane_step(int64_t size) {
   return ceil_div(size, cache_line) * cache_line + cache_line;
 }
@@ -268,6 +267,19 @@ int64_t block_tiles(int64_t c, int64_t oc) {
 // longer than transforming it again.
 constexpr int64_t own_weights_bytes = 5 << 18;
 
+// Costs are in multiply-adds of the direct algorithm that take as long (measured, see
+// docs/performance.md). Of transforming a patch, for each channel:
+template <int M>
+constexpr int64_t input_cost = M == 4 ? 200 : 440;
+// Of fetching so many weights that lie ready, while so many multiply-adds are made: from a
+// third-level cache most of it is hidden behind them.
+constexpr int64_t cached_bytes = 16 << 20;
+int64_t fetch_cost(int64_t weights, int64_t products) {
+  const bool cached = weights * float_bytes <= cached_bytes;
+  const int64_t cost = weights * lanes * (cached ? 2 : 5) / 4;
+  return cost - (cached ? min(products, cost * 7 / 10) : 0);
+}
+
 template <int M>
 void run(const Convolution& conv) {
   const Tiles<M> tiles(conv.n, conv.rows, conv.cols);
@@ -275,13 +287,21 @@ void run(const Convolution& conv) {
   const int64_t panels = panel_count(conv.features), width = padded_features(conv.features);
   const int threads = num_threads();
 
+  const int64_t u_step = plane_step(depth * width), u_size = planes<M> * u_step;
+  KeptWeights* const kept = kept_weights();
+  const bool own_weights = kept == nullptr && u_size * float_bytes <= own_weights_bytes;
+
   // An item is a block of tiles and a part of the panels. Small batches are cut as evenly as can
   // be, first into smaller blocks, then by panels, which repeats the transforms of the input but
   // lets every thread fetch its part of U only, then into blocks that hardly fill a product.
   constexpr int64_t least_tiles = 4, enough_tiles = max_tile_rows / 2;
+  const int64_t products = tiles.count * planes<M> * depth * conv.features;
+  const bool fetching_costs_more =
+      !own_weights &&
+      fetch_cost(planes<M> * depth * conv.features, products) > tiles.count * input_cost<M> * depth;
   int64_t blocks = ceil_div(tiles.count, block_tiles(depth, conv.features)), panel_parts = 1;
   if (blocks < items_per_thread * threads) {
-    if (tiles.count >= enough_tiles * threads) {
+    if (tiles.count >= enough_tiles * threads && !fetching_costs_more) {
       blocks = ceil_div(blocks, threads) * threads;
     } else {
       panel_parts = min(panels, ceil_div(threads, blocks));
@@ -291,11 +311,7 @@ void run(const Convolution& conv) {
   const int64_t block = ceil_div(tiles.count, blocks);
   const int64_t part_width = min(width, ceil_div(panels, panel_parts) * panel_lanes);
 
-  const int64_t u_step = plane_step(depth * width);
   const int64_t v_step = plane_step(block * depth_row), m_step = plane_step(block * part_width);
-  const int64_t u_size = planes<M> * u_step;
-  KeptWeights* const kept = kept_weights();
-  const bool own_weights = kept == nullptr && u_size * float_bytes <= own_weights_bytes;
   Scratch memory;
   const int64_t shared_at = memory.reserve<float>(own_weights || kept != nullptr ? 0 : u_size);
   const int64_t ready_at = memory.reserve<bool>(threads);
@@ -355,9 +371,12 @@ void run(const Convolution& conv) {
     product.a_row = depth_row;
     product.depth = depth;
     product.c_row = f_end - f_begin;
+    product.b_panel = panel_lanes * depth;
     product.b_next = u_step;
     for (int64_t plane = 0; plane < planes<M>; ++plane) {
-      for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      for (int64_t panel = panel_begin; panel < panel_end; panel += product.panels) {
+        const int64_t whole = min(panel_end, conv.features / panel_lanes) - panel;
+        product.panels = count <= few_rows ? max(1, whole) : 1;
         const int64_t vectors = panel_vectors(conv.features, panel);
         const int64_t row_tiles = ceil_div(count, tile_rows[vectors]);
         product.b = u + plane * u_step + panel * panel_lanes * depth;
@@ -387,39 +406,41 @@ int64_t direct_taps(int64_t in, int64_t out, int64_t pad) {
 // What becomes of the weights: transformed anew, found transformed, or what is computed.
 enum class Weights { transformed, kept, gradient };
 
-// What the passes cost, in multiply-adds of the direct algorithm that take as long (measured, see
-// docs/performance.md). `rows` and `cols` are what is computed of every image. The larger tile's
+// What the passes cost. `rows` and `cols` are what is computed of every image. The larger tile's
 // products are slower than their number says: there is more to be fetched for each.
 template <int M>
 int64_t cost(const Conv2dShape& s, int64_t n, int64_t rows, int64_t cols, Weights weights) {
-  constexpr int64_t input_cost = M == 4 ? 200 : 440, output_cost = M == 4 ? 160 : 400;
-  constexpr int64_t product_cost = M == 4 ? 36 : 83;
+  constexpr int64_t output_cost = M == 4 ? 160 : 400, product_cost = M == 4 ? 36 : 83;
+  const int64_t pairs = planes<M> * s.c * s.oc, bytes = pairs * float_bytes;
+  const int64_t tiles = n * ceil_div(rows, M) * ceil_div(cols, M);
+  const int64_t products = tiles * product_cost * (s.c + 4) * s.oc;
+  const int64_t transforms = tiles * (input_cost<M> * s.c + output_cost * s.oc);
+  if (weights == Weights::kept) return products + transforms + fetch_cost(pairs, products);
   // Of the weights' transform, or their gradients', for each plane: while every worker has its own,
   // while they stay in a third-level cache, and beyond. Wider vectors multiply faster, but do not
   // fetch faster.
-  constexpr int64_t cached_bytes = 16 << 20;
-  const int64_t bytes = planes<M> * s.c * s.oc * float_bytes;
   int64_t weights_cost = bytes <= cached_bytes ? 25 : 83;
-  if (weights == Weights::kept) {
-    weights_cost = 6;
-  } else if (lanes >= 16 && weights == Weights::gradient) {
+  if (lanes >= 16 && weights == Weights::gradient) {
     weights_cost = bytes <= cached_bytes ? 28 : 42;
   } else if (lanes >= 16) {
     weights_cost = bytes <= own_weights_bytes ? 10 : bytes <= cached_bytes ? 47 : 140;
   }
-  const int64_t tiles = n * ceil_div(rows, M) * ceil_div(cols, M);
-  return tiles * (product_cost * (s.c + 4) * s.oc + input_cost * s.c + output_cost * s.oc) +
-         planes<M> * weights_cost * s.c * s.oc;
+  return products + transforms + pairs * weights_cost;
+}
+
+// Images for which the algorithm is chosen.
+int64_t images(const Conv2dShape& s) {
+  const KeptWeights* const kept = kept_weights();
+  return kept != nullptr ? kept->images : s.n;
 }
 
 // The side of the tiles with which Winograd's algorithm is fastest, or 0 if the direct one is,
 // whose multiplications an image and pair of channels are `direct`.
 int fastest(const Conv2dShape& s, int64_t rows, int64_t cols, int64_t direct, bool gradient) {
-  const KeptWeights* const kept = kept_weights();
-  const Weights weights = gradient          ? Weights::gradient
-                          : kept != nullptr ? Weights::kept
-                                            : Weights::transformed;
-  const int64_t n = kept != nullptr ? kept->images : s.n;
+  const Weights weights = gradient                    ? Weights::gradient
+                          : kept_weights() != nullptr ? Weights::kept
+                                                      : Weights::transformed;
+  const int64_t n = images(s);
   if (!winograd_fits(s)) return 0;
   const MathMode mode = math_mode();
   if (mode == MathMode::winograd4) return 4;
@@ -427,7 +448,9 @@ int fastest(const Conv2dShape& s, int64_t rows, int64_t cols, int64_t direct, bo
   if (mode != MathMode::fp32 || s.c < 8 || s.oc < 8) return 0;
   const int64_t cost4 = cost<4>(s, n, rows, cols, weights);
   const int64_t cost6 = cost<6>(s, n, rows, cols, weights);
-  if (min(cost4, cost6) >= n * direct * s.c * s.oc) return 0;
+  int64_t products = n * direct * s.c * s.oc;
+  if (weights == Weights::kept) products += fetch_cost(9 * s.c * s.oc, products);
+  if (min(cost4, cost6) >= products) return 0;
   return cost4 <= cost6 ? 4 : 6;
 }
 int64_t direct_cost(const Conv2dShape& s, int64_t rows, int64_t cols) {
@@ -442,7 +465,10 @@ bool winograd_fits(const Conv2dShape& s) {
          s.dilation_w == 1 && s.groups == 1;
 }
 int winograd_side(const Conv2dShape& s, int64_t rows, int64_t cols) {
-  return fastest(s, rows, cols, direct_cost(s, rows, cols), false);
+  Conv2dShape whole = s;
+  whole.n = images(s);
+  const int64_t direct = direct_pads(whole) ? 9 * rows * cols : direct_cost(s, rows, cols);
+  return fastest(s, rows, cols, direct, false);
 }
 int winograd_side_backward_data(const Conv2dShape& s) {
   // Beyond two rows of padding the flipped kernel would need a negative one.

@@ -21,6 +21,7 @@ namespace pyconv::cpu::PYCONV_ISA {
 
 constexpr int max_tile_rows = 12;
 constexpr int64_t panel_lanes = 2 * lanes;
+constexpr int cache_line = 16;  // floats
 
 // Output features are cut into panels of two vectors; the last one may be a single vector, and may
 // be filled up with zeros. Panels are stored behind one another, each row contiguous.
@@ -32,6 +33,15 @@ static inline int64_t padded_features(int64_t features) {
   return ceil_div(features, lanes) * lanes;
 }
 
+// Panels that a tile goes through at once: with few rows of sums each of them would wait for its
+// last addition before the next, which takes four cycles.
+constexpr int few_rows = 3;
+template <int P, int Q>
+constexpr int panels_together = Q < 2           ? 1
+                                : P == 1        ? 4
+                                : P <= few_rows ? 2
+                                                : 1;
+
 // Keeps the compiler from computing a pointer anew from others: it would need more registers.
 static inline void keep_in_register(const float*& p) {
 #ifdef __GNUC__
@@ -39,6 +49,33 @@ static inline void keep_in_register(const float*& p) {
 #else
   (void)p;
 #endif
+}
+
+// sum[p][v] += left(p) * right(v), with the fewer of the factors in registers at once.
+template <int P, int V, class Left, class Right>
+__attribute__((always_inline)) static inline void add_products(vec (&sum)[P][V], const Left& left,
+                                                               const Right& right) {
+  if constexpr (P < V) {
+    vec factors[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) factors[p] = left(p);
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) {
+      const vec factor = right(v);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) sum[p][v] = fmadd(factors[p], factor, sum[p][v]);
+    }
+  } else {
+    vec factors[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) factors[v] = right(v);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      const vec factor = left(p);
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) sum[p][v] = fmadd(factor, factors[v], sum[p][v]);
+    }
+  }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -68,14 +105,15 @@ struct UnpackedForwardTile : ForwardTile {
   int64_t w_row;
 };
 
-// Of the panel at first_w, whose results begin at this feature.
-template <int P, int Q>
+// Of G panels from first_w on, whose results begin at this feature.
+template <int P, int Q, int G = 1>
 static inline void sum_taps(const ForwardTile& tile, const float* first_w, int64_t w_row,
                             int64_t feature) {
+  constexpr int vectors = G * Q;
   const bool whole = tile.features >= Q * lanes;
-  vec sum[P][Q];
+  vec sum[P][vectors];
 #pragma GCC unroll 16
-  for (int q = 0; q < Q; ++q) {
+  for (int q = 0; q < vectors; ++q) {
     vec bias = zero();
     if (tile.bias != nullptr) {
       const float* const from = tile.bias + feature + q * lanes;
@@ -86,29 +124,26 @@ static inline void sum_taps(const ForwardTile& tile, const float* first_w, int64
   }
   for (int64_t t = 0; t < tile.tap_count; ++t) {
     const Tap tap = tile.taps[t];
-    const float* w = first_w + tap.w * w_row;
+    const float* w[G];
+#pragma GCC unroll 16
+    for (int g = 0; g < G; ++g) w[g] = first_w + g * tile.w_panel + tap.w * w_row;
     const float* x[P];
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) x[p] = tile.x[p] + tap.x;
 #pragma GCC unroll 4
     for (int64_t k = 0; k < tap.depth; ++k) {
-      vec weight[Q];
+      add_products(
+          sum, [&](int p) { return broadcast(x[p][k]); },
+          [&](int v) { return load(w[v / Q] + v % Q * lanes); });
 #pragma GCC unroll 16
-      for (int q = 0; q < Q; ++q) weight[q] = load(w + q * lanes);
-      w += w_row;
-#pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) {
-        const vec value = broadcast(x[p][k]);
-#pragma GCC unroll 16
-        for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, weight[q], sum[p][q]);
-      }
+      for (int g = 0; g < G; ++g) w[g] += w_row;
     }
   }
   const vec least = broadcast(tile.least);
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) {
+    for (int q = 0; q < vectors; ++q) {
       const vec v = at_least(least, sum[p][q]);
       float* const to = tile.y[p] + feature + q * lanes;
       if (whole) {
@@ -121,7 +156,12 @@ static inline void sum_taps(const ForwardTile& tile, const float* first_w, int64
 }
 template <int P, int Q>
 static void compute(const ForwardTile& tile) {
-  for (int64_t panel = 0; panel < tile.panels; ++panel) {
+  constexpr int together = panels_together<P, Q>;
+  int64_t panel = 0;
+  for (; panel + together <= tile.panels; panel += together) {
+    sum_taps<P, Q, together>(tile, tile.w + panel * tile.w_panel, Q * lanes, panel * Q * lanes);
+  }
+  for (; panel < tile.panels; ++panel) {
     sum_taps<P, Q>(tile, tile.w + panel * tile.w_panel, Q * lanes, panel * Q * lanes);
   }
 }
@@ -165,16 +205,10 @@ static void sum_pixels(const WeightsTile& tile, const float* dy, int64_t column)
       int64_t at = 0;
 #pragma GCC unroll 4
       for (int64_t pixel = 0; pixel < tile.pixels; ++pixel) {
-        vec gradient[Q];
-#pragma GCC unroll 16
-        for (int q = 0; q < Q; ++q) gradient[q] = load(dy + q * lanes);
+        add_products(
+            sum, [&](int p) { return broadcast(x[p][at]); },
+            [&](int q) { return load(dy + q * lanes); });
         dy += Q * lanes;
-#pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) {
-          const vec value = broadcast(x[p][at]);
-#pragma GCC unroll 16
-          for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, gradient[q], sum[p][q]);
-        }
         at += tile.x_pixel;
       }
     }
@@ -209,22 +243,25 @@ static void compute(const WeightsTile& tile) {
 struct ProductTile {
   const float* a;  // [P][a_row]
   int64_t a_row;
-  const float* b;  // panel: [depth][Q * lanes]
+  const float* b;  // panels: [depth][Q * lanes] each
   int64_t depth;
   float* c;  // [P][c_row]
   int64_t c_row;
+  int64_t panels, b_panel;  // how many, all whole if several, and the step between them
   // From b to the panel that the next product takes, which is fetched meanwhile. Where there are
   // few rows, fetching takes as long as multiplying.
   int64_t b_next;
 };
 
-template <int P, int Q>
-static void compute(const ProductTile& tile) {
-  vec sum[P][Q];
+// Of G panels from first_b on, whose results begin at first_c.
+template <int P, int Q, int G>
+static inline void multiply(const ProductTile& tile, const float* first_b, float* first_c) {
+  constexpr int vectors = G * Q;
+  vec sum[P][vectors];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) sum[p][q] = zero();
+    for (int q = 0; q < vectors; ++q) sum[p][q] = zero();
   }
   // Every third row has a pointer, and an address is a pointer and none, one or two steps: there
   // are fewer general registers than rows.
@@ -233,28 +270,39 @@ static void compute(const ProductTile& tile) {
 #pragma GCC unroll 16
   for (int i = 0; i < pointers; ++i) a[i] = tile.a + i * stride * tile.a_row;
   const int64_t a_row = tile.a_row;
-  const float* b = tile.b;
+  const float* b[G];
+#pragma GCC unroll 16
+  for (int g = 0; g < G; ++g) b[g] = first_b + g * tile.b_panel;
   const int64_t b_next = tile.b_next;
   for (int64_t k = 0; k < tile.depth; ++k) {
-    vec right[Q];
 #pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) right[q] = load(b + q * lanes);
+    for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) __builtin_prefetch(b + b_next + q * lanes);
-    b += Q * lanes;
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      const vec value = broadcast(a[p / stride][p % stride * a_row]);
-#pragma GCC unroll 16
-      for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, right[q], sum[p][q]);
+      for (int i = 0; i < Q * lanes; i += cache_line) __builtin_prefetch(b[g] + b_next + i);
     }
+    add_products(
+        sum, [&](int p) { return broadcast(a[p / stride][p % stride * a_row]); },
+        [&](int v) { return load(b[v / Q] + v % Q * lanes); });
+#pragma GCC unroll 16
+    for (int g = 0; g < G; ++g) b[g] += Q * lanes;
 #pragma GCC unroll 16
     for (int i = 0; i < pointers; ++i) keep_in_register(++a[i]);
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) store(tile.c + p * tile.c_row + q * lanes, sum[p][q]);
+    for (int q = 0; q < vectors; ++q) store(first_c + p * tile.c_row + q * lanes, sum[p][q]);
+  }
+}
+template <int P, int Q>
+static void compute(const ProductTile& tile) {
+  constexpr int together = panels_together<P, Q>;
+  int64_t panel = 0;
+  for (; panel + together <= tile.panels; panel += together) {
+    multiply<P, Q, together>(tile, tile.b + panel * tile.b_panel, tile.c + panel * Q * lanes);
+  }
+  for (; panel < tile.panels; ++panel) {
+    multiply<P, Q, 1>(tile, tile.b + panel * tile.b_panel, tile.c + panel * Q * lanes);
   }
 }
 
@@ -282,15 +330,8 @@ static void compute(const TransposedTile& tile) {
   const float *a = tile.a, *b = tile.b;
 #pragma GCC unroll 2
   for (int64_t k = 0; k < tile.depth; ++k) {
-    vec right[Q];
-#pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) right[q] = load(b + q * lanes);
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      const vec value = broadcast(a[p]);
-#pragma GCC unroll 16
-      for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, right[q], sum[p][q]);
-    }
+    add_products(
+        sum, [&](int p) { return broadcast(a[p]); }, [&](int q) { return load(b + q * lanes); });
     a += tile.a_row;
     b += tile.b_row;
   }
