@@ -181,32 +181,34 @@ struct Convolution {
   int64_t weight_tap, weight_k, weight_f;
 };
 
+// Rows of a panel of the weights that are transformed together.
+constexpr int64_t rows_per_item = 16;
+
 // U = G w G^T of the rows [begin, end) of a panel: [plane][panel][k][lanes of the panel].
 template <int M>
 void transform_weights(const Convolution& conv, int64_t panel, int64_t begin, int64_t end,
                        int64_t step, float* u) {
-  const int64_t vectors = panel_vectors(conv.features, panel);
+  const int64_t vectors = panel_vectors(conv.features, panel), width = vectors * lanes;
   const int64_t depth = conv.source.c, first = panel * panel_lanes;
-  for (int64_t k = begin; k < end; ++k) {
+  const int64_t features = min(width, conv.features - first);
+  const float* w = conv.weights + begin * conv.weight_k + first * conv.weight_f;
+  int64_t tap = conv.weight_tap, row = conv.weight_k;
+  float transposed[9 * rows_per_item * panel_lanes];
+  if (conv.weight_f != 1) {  // for the data gradient: k is what lies contiguous
+    for (int64_t t = 0; t < 9; ++t) {
+      transpose(w + t * tap, conv.weight_f, features, end - begin,
+                transposed + t * rows_per_item * panel_lanes, panel_lanes);
+    }
+    w = transposed, tap = rows_per_item * panel_lanes, row = panel_lanes;
+  }
+  float* to = u + first * depth + begin * width;
+  for (int64_t k = begin; k < end; ++k, w += row, to += width) {
     for (int64_t q = 0; q < vectors; ++q) {
-      const int64_t f = first + q * lanes, count = min(lanes, conv.features - f);
-      const float* w = conv.weights + k * conv.weight_k + f * conv.weight_f;
-      float* to = u + first * depth + (k * vectors + q) * lanes;
+      const int64_t count = min(lanes, features - q * lanes);
       const auto read_row = [&](int i, vec(&taps)[3]) {
-        for (int j = 0; j < 3; ++j) {
-          const float* at = w + (i * 3 + j) * conv.weight_tap;
-          if (conv.weight_f == 1) {
-            taps[j] = load_part(at, count);
-          } else {
-            float gathered[lanes];
-            for (int64_t l = 0; l < lanes; ++l) {
-              gathered[l] = l < count ? at[l * conv.weight_f] : 0.0f;
-            }
-            taps[j] = load(gathered);
-          }
-        }
+        for (int j = 0; j < 3; ++j) taps[j] = load_part(w + (i * 3 + j) * tap + q * lanes, count);
       };
-      transform_square(TapsTransform<M>(), read_row, to, step);
+      transform_square(TapsTransform<M>(), read_row, to + q * lanes, step);
     }
   }
 }
@@ -317,7 +319,6 @@ void run(const Convolution& conv) {
   const int64_t ready_at = memory.reserve<bool>(threads);
   memory.allocate();
 
-  constexpr int64_t rows_per_item = 16;
   const int64_t row_parts = ceil_div(depth, rows_per_item);
   const auto transform_part = [&](int64_t item, float* u) {
     const int64_t begin = item % row_parts * rows_per_item;
@@ -403,29 +404,38 @@ int64_t direct_taps(int64_t in, int64_t out, int64_t pad) {
   return taps;
 }
 
-// What becomes of the weights: transformed anew, found transformed, or what is computed.
-enum class Weights { transformed, kept, gradient };
+// What becomes of the weights: transformed anew, the same for the data gradient, found transformed,
+// or what is computed.
+enum class Weights { transformed, transposed, kept, gradient };
+
+// What their transform costs for each plane and pair of channels: while every worker has its own,
+// while they stay in a third-level cache, and beyond. Wider vectors multiply faster, but do not
+// fetch faster.
+int64_t weights_cost(Weights weights, int64_t bytes) {
+  struct Costs {
+    int64_t own, cached, beyond;
+  };
+  constexpr bool wide = lanes >= 16;
+  const Costs costs = weights == Weights::gradient ? wide ? Costs{28, 28, 42} : Costs{40, 25, 45}
+                      : wide                       ? Costs{10, 47, 140}
+                      : weights == Weights::transposed ? Costs{20, 12, 34}
+                                                       : Costs{14, 11, 20};
+  return bytes <= own_weights_bytes ? costs.own
+         : bytes <= cached_bytes    ? costs.cached
+                                    : costs.beyond;
+}
 
 // What the passes cost. `rows` and `cols` are what is computed of every image. The larger tile's
 // products are slower than their number says: there is more to be fetched for each.
 template <int M>
 int64_t cost(const Conv2dShape& s, int64_t n, int64_t rows, int64_t cols, Weights weights) {
   constexpr int64_t output_cost = M == 4 ? 160 : 400, product_cost = M == 4 ? 36 : 83;
-  const int64_t pairs = planes<M> * s.c * s.oc, bytes = pairs * float_bytes;
+  const int64_t pairs = planes<M> * s.c * s.oc;
   const int64_t tiles = n * ceil_div(rows, M) * ceil_div(cols, M);
   const int64_t products = tiles * product_cost * (s.c + 4) * s.oc;
   const int64_t transforms = tiles * (input_cost<M> * s.c + output_cost * s.oc);
   if (weights == Weights::kept) return products + transforms + fetch_cost(pairs, products);
-  // Of the weights' transform, or their gradients', for each plane: while every worker has its own,
-  // while they stay in a third-level cache, and beyond. Wider vectors multiply faster, but do not
-  // fetch faster.
-  int64_t weights_cost = bytes <= cached_bytes ? 25 : 83;
-  if (lanes >= 16 && weights == Weights::gradient) {
-    weights_cost = bytes <= cached_bytes ? 28 : 42;
-  } else if (lanes >= 16) {
-    weights_cost = bytes <= own_weights_bytes ? 10 : bytes <= cached_bytes ? 47 : 140;
-  }
-  return products + transforms + pairs * weights_cost;
+  return products + transforms + pairs * weights_cost(weights, pairs * float_bytes);
 }
 
 // Images for which the algorithm is chosen.
@@ -436,10 +446,8 @@ int64_t images(const Conv2dShape& s) {
 
 // The side of the tiles with which Winograd's algorithm is fastest, or 0 if the direct one is,
 // whose multiplications an image and pair of channels are `direct`.
-int fastest(const Conv2dShape& s, int64_t rows, int64_t cols, int64_t direct, bool gradient) {
-  const Weights weights = gradient                    ? Weights::gradient
-                          : kept_weights() != nullptr ? Weights::kept
-                                                      : Weights::transformed;
+int fastest(const Conv2dShape& s, int64_t rows, int64_t cols, int64_t direct, Weights weights) {
+  if (weights != Weights::gradient && kept_weights() != nullptr) weights = Weights::kept;
   const int64_t n = images(s);
   if (!winograd_fits(s)) return 0;
   const MathMode mode = math_mode();
@@ -468,16 +476,16 @@ int winograd_side(const Conv2dShape& s, int64_t rows, int64_t cols) {
   Conv2dShape whole = s;
   whole.n = images(s);
   const int64_t direct = direct_pads(whole) ? 9 * rows * cols : direct_cost(s, rows, cols);
-  return fastest(s, rows, cols, direct, false);
+  return fastest(s, rows, cols, direct, Weights::transformed);
 }
 int winograd_side_backward_data(const Conv2dShape& s) {
   // Beyond two rows of padding the flipped kernel would need a negative one.
   if (s.pad_top > 2 || s.pad_left > 2) return 0;
-  return fastest(s, s.h, s.w, direct_cost(s, s.oh, s.ow), false);
+  return fastest(s, s.h, s.w, direct_cost(s, s.oh, s.ow), Weights::transposed);
 }
 int winograd_side_backward_weights(const Conv2dShape& s) {
   // The direct one multiplies by padding, too.
-  return fastest(s, s.oh, s.ow, 9 * s.oh * s.ow, true);
+  return fastest(s, s.oh, s.ow, 9 * s.oh * s.ow, Weights::gradient);
 }
 
 namespace {
