@@ -574,7 +574,8 @@ namespace {
 // A stage of tiles is transformed, then multiplied: V and the transformed dy of a thread's stage
 // should stay in its second-level cache, but every sum must be worth loading and storing.
 constexpr int64_t stage_bytes = 768 << 10, least_stage = 48;
-// Every chunk of the batch has sums of its own; so many bytes all together.
+// Every chunk of the batch has sums of its own; so many bytes all together. They are as many as a
+// power of two, whatever the number of threads, among which three or thirteen would go badly.
 constexpr int64_t max_chunks = 16, sums_bytes = 8 << 20;
 // The plane of the point 1 along both axes, where the transformed dy is the sum of the tile's.
 template <int M>
@@ -596,8 +597,10 @@ void backward_weights(const Conv2dShape& s, Activation activation, const float* 
   const int threads = num_threads();
 
   const int64_t sum_step = plane_step(s.c * width);
-  const int64_t most_chunks = min(max_chunks, sums_bytes / (planes<M> * sum_step * float_bytes));
-  const int64_t chunks = max(1, min(most_chunks, tiles.count / least_stage));
+  const int64_t most_chunks =
+      min(sums_bytes / (planes<M> * sum_step * float_bytes), tiles.count / least_stage);
+  int64_t chunks = 1;
+  while (chunks < max_chunks && 2 * chunks <= most_chunks) chunks *= 2;
   // Where the chunks are too few to go round, their panels are dealt out as well, which repeats the
   // transforms of x.
   const int64_t parts = min(panels, ceil_div(threads, chunks));
