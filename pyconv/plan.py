@@ -235,6 +235,16 @@ class Plan:
         """
         return self._run(self.blocks, x, training, step)
 
+    def recorded_outputs(self, x: Any) -> np.ndarray | None:
+        """What :meth:`forward` returns for `x`, whatever that is, but a new array.
+
+        None if the forward pass is not recorded, or if anything has to be done before it.
+        """
+        recorded = self._sequences.get(len(self.blocks))
+        if recorded is None or self.device is not backend.current():
+            return None
+        return recorded.outputs(x)
+
     def _run(self, blocks: list[Block], x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
         self._refresh_folds()
         if self._records and blocks:

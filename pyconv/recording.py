@@ -18,6 +18,9 @@ from pyconv.blocks import Block, run_blocks
 from pyconv.layers import Parameter
 
 
+_FLOAT32 = np.dtype(np.float32)
+
+
 class _Recording(NamedTuple):
     sequence: Any
     arrays: list[Any]  # that it works on, and that must live as long
@@ -38,6 +41,8 @@ class RecordedForward:
         self._device = device
         self._recording: _Recording | None = None
         self._sample: np.ndarray = device.zeros(blocks[0].input_size)
+        self._input_shape = tuple(blocks[0].input_shape)
+        self._output_shape = tuple(blocks[-1].output_shape)
         self._size = blocks[-1].output_size
         self._outputs: np.ndarray = device.zeros(capacity * self._size)
 
@@ -49,7 +54,31 @@ class RecordedForward:
         if not len(recording.sequence):  # views, and what acts in training only
             return run_blocks(self._blocks, x)
         n = len(x)
-        y = self._outputs[: n * self._size].reshape(n, *self._blocks[-1].output_shape)
+        y = self._outputs[: n * self._size].reshape(n, *self._output_shape)
+        recording.sequence.run(x, y)
+        return y
+
+    def outputs(self, x: Any) -> np.ndarray | None:
+        """The outputs for the inputs `x`, a new array; None if that takes more than the kernels.
+
+        Everything before the kernels would take Python as long as one of the layers takes for one
+        image, so this asks only whether nothing needs to be done.
+        """
+        recording = self._recording
+        if (
+            type(x) is not np.ndarray
+            or x.dtype is not _FLOAT32
+            or x.shape[1:] != self._input_shape
+            or not len(x)
+            or recording is None
+            or recording.written is not Parameter.last_write
+            or not len(recording.sequence)
+        ):
+            return None
+        flags = x.flags
+        if not (flags.c_contiguous and flags.aligned):
+            return None
+        y: np.ndarray = np.empty((len(x), *self._output_shape), np.float32)
         recording.sequence.run(x, y)
         return y
 
@@ -62,7 +91,7 @@ class RecordedForward:
         )
         recording.sequence.begin()
         try:
-            run_blocks(self._blocks, self._sample.reshape(1, *self._blocks[0].input_shape))
+            run_blocks(self._blocks, self._sample.reshape(1, *self._input_shape))
         finally:
             recording.sequence.end()
         return recording
