@@ -101,7 +101,8 @@ struct Operations {
   void (*dense_backward_weights)(const DenseShape&, Activation, const float* dy, const float* y,
                                  const float* x, float* dw, float* db);
 
-  // Max pooling. The first maximum wins, NaN wins over numbers, padding never wins.
+  // Max pooling. The first maximum wins, NaN wins over numbers, padding never wins. On the CPU
+  // argmax may be null where no backward pass will follow.
   void (*max_pool2d)(const Pool2dShape&, const float* x, float* y, void* argmax);
   void (*max_pool2d_backward)(const Pool2dShape&, const float* dy, const void* argmax, float* dx);
 
@@ -150,8 +151,9 @@ struct Operations {
                     Scalar<float> learning_rate, Scalar<uint64_t> step, double beta_1,
                     double beta_2, float epsilon);
 
-  // Convolution, ReLU, pooling and dropout as one. winner is [n, ph, pw, oc]; dy has the pooled
-  // shape; scale is dropout's.
+  // Convolution, ReLU, pooling and dropout as one. winner is [n, ph, pw, oc], and on the CPU null
+  // where there is no dropout and no backward pass will follow; dy has the pooled shape; scale is
+  // dropout's.
   void (*conv2d_pool)(const ConvPoolShape&, const Dropout&, const float* x, const float* w,
                       const float* b, float* y, uint8_t* winner);
   void (*conv2d_pool_backward_data)(const ConvPoolShape&, float scale, const float* dy,

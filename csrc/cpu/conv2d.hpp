@@ -6,18 +6,19 @@
 
 namespace pyconv::cpu::PYCONV_ISA {
 
-// ReLU and max pooling of a window of four vectors, row by row.
-struct PooledWindow {
-  vec y, winner;  // as conv2d_pool writes them, before dropout
-};
-static inline PooledWindow pool_window(vec v0, vec v1, vec v2, vec v3) {
+// ReLU and max pooling of a window of four vectors, row by row, of which so many lanes count: what
+// conv2d_pool writes, before dropout. winner may be null.
+static inline void pool_window(vec v0, vec v1, vec v2, vec v3, int64_t count, float* y,
+                               uint8_t* winner) {
   vec best = v0, at = zero();
   keep_maximum(v1, broadcast(1.0f), best, at);
   keep_maximum(v2, broadcast(2.0f), best, at);
   keep_maximum(v3, broadcast(3.0f), best, at);
   best = at_least(zero(), best);
+  store_part(y, best, count);
+  if (winner == nullptr) return;
   const vec dead = broadcast(static_cast<float>(pool_dead));
-  return {best, add(dead, where_positive(best, sub(at, dead)))};
+  store_bytes_n(winner, add(dead, where_positive(best, sub(at, dead))), count);
 }
 
 // Copies rows and columns of an image, of which some may lie in its padding and are zero then: the

@@ -277,18 +277,16 @@ float* dense_gradient(const ConvPoolShape& p, float scale, const float* dy, cons
   return dense;
 }
 
-// Of a row of the output, all windows; y and winner are pooled.
+// Of a row of the output, all windows; y and winner, which may be null, are pooled.
 void pool_row(const ConvPoolShape& p, const float* top, float* y, uint8_t* winner) {
   const int64_t f = p.conv.oc;
   const float* bottom = top + p.conv.ow * f;
-  for (int64_t pw = 0; pw < p.pw; ++pw, top += 2 * f, bottom += 2 * f, y += f, winner += f) {
+  for (int64_t to = 0; to < p.pw * f; to += f, top += 2 * f, bottom += 2 * f) {
     for (int64_t i = 0; i < f; i += lanes) {
       const int64_t count = min(lanes, f - i);
-      const PooledWindow window =
-          pool_window(load_part(top + i, count), load_part(top + f + i, count),
-                      load_part(bottom + i, count), load_part(bottom + f + i, count));
-      store_part(y + i, window.y, count);
-      store_bytes_n(winner + i, window.winner, count);
+      pool_window(load_part(top + i, count), load_part(top + f + i, count),
+                  load_part(bottom + i, count), load_part(bottom + f + i, count), count, y + to + i,
+                  behind(winner, to + i));
     }
   }
 }
@@ -312,7 +310,8 @@ void direct_pool(const ConvPoolShape& p, const float* x, const float* w, const f
     parallel_ranges(part.n * p.ph, piece, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const int64_t at = (n * p.ph + row) * p.pw * s.oc;
-        pool_row(p, dense + row / p.ph * image + row % p.ph * 2 * s.ow * s.oc, y + at, winner + at);
+        pool_row(p, dense + row / p.ph * image + row % p.ph * 2 * s.ow * s.oc, y + at,
+                 behind(winner, at));
       }
     });
   }

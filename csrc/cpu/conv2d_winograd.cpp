@@ -175,7 +175,8 @@ struct Convolution {
   const float* bias;  // or null
   float least;        // results below it become it: 0 for ReLU, else -infinity
   float* result;
-  uint8_t* winner;  // not null: ReLU and 2x2 pooling follow, and the result is the pooled one
+  bool pooled;      // ReLU and 2x2 pooling follow, and the result is the pooled one
+  uint8_t* winner;  // of pooling, or null
   // Where the weights have element (tap, k, f).
   const float* weights;
   int64_t weight_tap, weight_k, weight_f;
@@ -219,8 +220,7 @@ void finish_tile(const Convolution& conv, const TilePosition<M>& tile, int64_t b
                  const float* m, int64_t step) {
   const int64_t rows = min(M, conv.rows - tile.row);
   const int64_t cols = min(M, conv.cols - tile.col);
-  const bool pooled = conv.winner != nullptr;
-  const int shift = pooled ? 1 : 0;
+  const int shift = conv.pooled ? 1 : 0;
   const int64_t at =
       ((tile.image * conv.result_h + (tile.row >> shift)) * conv.result_w + (tile.col >> shift)) *
       conv.features;
@@ -235,15 +235,13 @@ void finish_tile(const Convolution& conv, const TilePosition<M>& tile, int64_t b
     float y[M * M * lanes];
     transform_square(OutputTransform<M>(), read_row, y, lanes);
     const auto value = [&](int i, int j) { return add(load(y + (i * M + j) * lanes), bias); };
-    if (pooled) {
+    if (conv.pooled) {
       for (int i = 0; i < rows / 2; ++i) {
         for (int j = 0; j < cols / 2; ++j) {
-          const PooledWindow window =
-              pool_window(value(2 * i, 2 * j), value(2 * i, 2 * j + 1), value(2 * i + 1, 2 * j),
-                          value(2 * i + 1, 2 * j + 1));
           const int64_t to = at + (i * conv.result_w + j) * conv.features + f;
-          store_part(conv.result + to, window.y, count);
-          store_bytes_n(conv.winner + to, window.winner, count);
+          pool_window(value(2 * i, 2 * j), value(2 * i, 2 * j + 1), value(2 * i + 1, 2 * j),
+                      value(2 * i + 1, 2 * j + 1), count, conv.result + to,
+                      behind(conv.winner, to));
         }
       }
       continue;
@@ -504,6 +502,7 @@ Convolution forward(const Conv2dShape& s, const float* x, const float* w, const 
           .bias = b,
           .least = -HUGE_VALF,
           .result = y,
+          .pooled = false,
           .winner = nullptr,
           .weights = w,
           .weight_tap = s.c * s.oc,
@@ -535,6 +534,7 @@ void conv2d_winograd_pool(int tile_side, const ConvPoolShape& p, const float* x,
   Convolution conv = forward(p.conv, x, w, b, y);
   conv.rows = 2 * p.ph, conv.cols = 2 * p.pw;
   conv.result_h = p.ph, conv.result_w = p.pw;
+  conv.pooled = true;
   conv.winner = winner;
   run(tile_side, conv);
 }
@@ -558,6 +558,7 @@ void conv2d_winograd_backward_data(int tile_side, const Conv2dShape& s, Activati
                   .bias = nullptr,
                   .least = -HUGE_VALF,
                   .result = dx,
+                  .pooled = false,
                   .winner = nullptr,
                   // The kernel flipped: its last tap first.
                   .weights = w + 8 * s.c * s.oc,

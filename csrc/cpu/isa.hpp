@@ -30,6 +30,12 @@ static inline T get(const Scalar<T>& scalar) {
 }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Where an array goes on; null stays null.
+template <class T>
+static inline T* behind(T* array, int64_t count) {
+  return array == nullptr ? nullptr : array + count;
+}
+
 // The first `count` lanes, usually all of them.
 static inline vec load_part(const float* p, int64_t count) {
   return count == lanes ? load(p) : load_n(p, count);

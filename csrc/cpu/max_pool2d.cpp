@@ -4,8 +4,8 @@
 //   max_pool2d_backward  dx = dy at the argmax, else 0              overwrites dx
 //
 // x [n, h, w, c], y, dy and argmax [n, oh, ow, c]; argmax counts the window's positions row by row,
-// in a uint8_t or, for windows of more than 256 positions, an int32_t. The first maximum wins; a
-// NaN wins over every number and the first NaN over later ones; padding never wins.
+// in a uint8_t or, for windows of more than 256 positions, an int32_t, and may be null. The first
+// maximum wins; a NaN wins over every number and the first NaN over later ones; padding never wins.
 #include "operations.hpp"
 
 namespace pyconv::cpu::PYCONV_ISA {
@@ -47,6 +47,7 @@ void forward_vectors(const Pool2dShape& s, const Clip& rows, const Clip& cols, c
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
     store_part(y + v * lanes, best[v], v == V - 1 ? last : lanes);
+    if (argmax == nullptr) continue;
     store_bytes_n(argmax + v * lanes, at[v], v == V - 1 ? last : lanes);
   }
 }
@@ -57,10 +58,10 @@ void forward_pixel(const Pool2dShape& s, const float* image, int64_t top, int64_
   const float* const x = image + ((top + rows.begin) * s.w + left + cols.begin) * s.c;
   int64_t c = 0;
   for (; c + 4 * lanes <= s.c; c += 4 * lanes) {
-    forward_vectors<4>(s, rows, cols, x + c, 4 * lanes, y + c, argmax + c);
+    forward_vectors<4>(s, rows, cols, x + c, 4 * lanes, y + c, behind(argmax, c));
   }
   for (; c < s.c; c += lanes) {
-    forward_vectors<1>(s, rows, cols, x + c, min(lanes, s.c - c), y + c, argmax + c);
+    forward_vectors<1>(s, rows, cols, x + c, min(lanes, s.c - c), y + c, behind(argmax, c));
   }
 }
 
@@ -78,7 +79,7 @@ void forward_pixel(const Pool2dShape& s, const float* image, int64_t top, int64_
         // which the second test rules out.
         const bool wins = first | (!(x[c] <= y[c]) & (y[c] == y[c]));
         y[c] = wins ? x[c] : y[c];
-        argmax[c] = wins ? position : argmax[c];
+        if (argmax != nullptr) argmax[c] = wins ? position : argmax[c];
       }
     }
   }
@@ -91,7 +92,7 @@ void forward(const Pool2dShape& s, const float* x, float* y, Index* argmax) {
     for (int64_t ow = 0; ow < s.ow; ++ow) {
       const int64_t at = (item * s.ow + ow) * s.c;
       forward_pixel(s, x + n * s.h * s.w * s.c, oh * s.stride_h - s.pad_top,
-                    ow * s.stride_w - s.pad_left, y + at, argmax + at);
+                    ow * s.stride_w - s.pad_left, y + at, behind(argmax, at));
     }
   });
 }

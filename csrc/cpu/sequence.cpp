@@ -24,101 +24,85 @@ constexpr int64_t join_ratio = 3;
 
 void record_conv2d(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                    const float* b, float* y) {
-  Sequence::append(
-      {.in = s.n * s.h * s.w * s.c,
-       .out = s.n * s.oh * s.ow * s.oc,
-       .bytes = 0,
-       .run =
-           [=](const Operations& operations, int64_t n, const float* from, float* to, uint8_t*) {
-             Conv2dShape shape = s;
-             shape.n *= n;
-             operations.conv2d(shape, activation, from, w, b, to);
-           }},
-      x, y);
+  Sequence::append({.in = s.n * s.h * s.w * s.c,
+                    .out = s.n * s.oh * s.ow * s.oc,
+                    .run =
+                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                          Conv2dShape shape = s;
+                          shape.n *= n;
+                          operations.conv2d(shape, activation, from, w, b, to);
+                        }},
+                   x, y);
 }
 
 void record_conv2d_pool(const ConvPoolShape& p, const Dropout& dropout, const float* x,
                         const float* w, const float* b, float* y, uint8_t*) {
-  const int64_t out = p.conv.n * p.ph * p.pw * p.conv.oc;
   if (dropout.threshold != 0) throw std::logic_error("a sequence is for inference: no dropout");
   Sequence::append({.in = p.conv.n * p.conv.h * p.conv.w * p.conv.c,
-                    .out = out,
-                    .bytes = out,
+                    .out = p.conv.n * p.ph * p.pw * p.conv.oc,
                     .run =
-                        [=](const Operations& operations, int64_t n, const float* from, float* to,
-                            uint8_t* winner) {
+                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
                           ConvPoolShape shape = p;
                           shape.conv.n *= n;
-                          operations.conv2d_pool(shape, dropout, from, w, b, to, winner);
+                          operations.conv2d_pool(shape, dropout, from, w, b, to, nullptr);
                         }},
                    x, y);
 }
 
 void record_dense(const DenseShape& s, Activation activation, const float* x, const float* w,
                   const float* b, float* y) {
-  Sequence::append(
-      {.in = s.n * s.in,
-       .out = s.n * s.out,
-       .bytes = 0,
-       .run =
-           [=](const Operations& operations, int64_t n, const float* from, float* to, uint8_t*) {
-             DenseShape shape = s;
-             shape.n *= n;
-             operations.dense(shape, activation, from, w, b, to);
-           }},
-      x, y);
+  Sequence::append({.in = s.n * s.in,
+                    .out = s.n * s.out,
+                    .run =
+                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                          DenseShape shape = s;
+                          shape.n *= n;
+                          operations.dense(shape, activation, from, w, b, to);
+                        }},
+                   x, y);
 }
 
 void record_max_pool2d(const Pool2dShape& s, const float* x, float* y, void*) {
-  const int64_t out = s.n * s.oh * s.ow * s.c;
-  const int64_t argmax_size = s.pool_h * s.pool_w <= max_uint8_window ? 1 : sizeof(int32_t);
   Sequence::append({.in = s.n * s.h * s.w * s.c,
-                    .out = out,
-                    .bytes = out * argmax_size,
+                    .out = s.n * s.oh * s.ow * s.c,
                     .run =
-                        [=](const Operations& operations, int64_t n, const float* from, float* to,
-                            uint8_t* argmax) {
+                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
                           Pool2dShape shape = s;
                           shape.n *= n;
-                          operations.max_pool2d(shape, from, to, argmax);
+                          operations.max_pool2d(shape, from, to, nullptr);
                         }},
                    x, y);
 }
 
 void record_avg_pool2d(const Pool2dShape& s, const float* x, float* y) {
-  Sequence::append(
-      {.in = s.n * s.h * s.w * s.c,
-       .out = s.n * s.oh * s.ow * s.c,
-       .bytes = 0,
-       .run =
-           [=](const Operations& operations, int64_t n, const float* from, float* to, uint8_t*) {
-             Pool2dShape shape = s;
-             shape.n *= n;
-             operations.avg_pool2d(shape, from, to);
-           }},
-      x, y);
+  Sequence::append({.in = s.n * s.h * s.w * s.c,
+                    .out = s.n * s.oh * s.ow * s.c,
+                    .run =
+                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                          Pool2dShape shape = s;
+                          shape.n *= n;
+                          operations.avg_pool2d(shape, from, to);
+                        }},
+                   x, y);
 }
 
 void record_pad2d(const Pad2dShape& s, const float* x, float* y) {
-  Sequence::append(
-      {.in = s.n * s.h * s.w * s.c,
-       .out = s.n * s.oh * s.ow * s.c,
-       .bytes = 0,
-       .run =
-           [=](const Operations& operations, int64_t n, const float* from, float* to, uint8_t*) {
-             Pad2dShape shape = s;
-             shape.n *= n;
-             operations.pad2d(shape, from, to);
-           }},
-      x, y);
+  Sequence::append({.in = s.n * s.h * s.w * s.c,
+                    .out = s.n * s.oh * s.ow * s.c,
+                    .run =
+                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                          Pad2dShape shape = s;
+                          shape.n *= n;
+                          operations.pad2d(shape, from, to);
+                        }},
+                   x, y);
 }
 
 void record_relu(int64_t size, const float* x, float* y) {
   Sequence::append({.in = size,
                     .out = size,
-                    .bytes = 0,
                     .run = [=](const Operations& operations, int64_t n, const float* from,
-                               float* to, uint8_t*) { operations.relu(n * size, from, to); }},
+                               float* to) { operations.relu(n * size, from, to); }},
                    x, y);
 }
 
@@ -126,34 +110,30 @@ void record_activate(int64_t size, Pointwise function, float slope, const float*
   Sequence::append(
       {.in = size,
        .out = size,
-       .bytes = 0,
-       .run = [=](const Operations& operations, int64_t n, const float* from, float* to,
-                  uint8_t*) { operations.activate(n * size, function, slope, from, to); }},
+       .run = [=](const Operations& operations, int64_t n, const float* from,
+                  float* to) { operations.activate(n * size, function, slope, from, to); }},
       x, y);
 }
 
 void record_batch_norm(int64_t rows, int64_t c, const float* x, const float* gamma,
                        const float* beta, const float* mean, const float* variance, double epsilon,
                        float* y) {
-  Sequence::append(
-      {.in = rows * c,
-       .out = rows * c,
-       .bytes = 0,
-       .run =
-           [=](const Operations& operations, int64_t n, const float* from, float* to, uint8_t*) {
-             operations.batch_norm(n * rows, c, from, gamma, beta, mean, variance, epsilon, to);
-           }},
-      x, y);
+  Sequence::append({.in = rows * c,
+                    .out = rows * c,
+                    .run =
+                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                          operations.batch_norm(n * rows, c, from, gamma, beta, mean, variance,
+                                                epsilon, to);
+                        }},
+                   x, y);
 }
 
 void record_softmax(int64_t n, int64_t k, const float* x, float* y) {
-  Sequence::append(
-      {.in = n * k,
-       .out = n * k,
-       .bytes = 0,
-       .run = [=](const Operations& operations, int64_t samples, const float* from, float* to,
-                  uint8_t*) { operations.softmax(samples * n, k, from, to); }},
-      x, y);
+  Sequence::append({.in = n * k,
+                    .out = n * k,
+                    .run = [=](const Operations& operations, int64_t samples, const float* from,
+                               float* to) { operations.softmax(samples * n, k, from, to); }},
+                   x, y);
 }
 
 // For every other operation of the table.
@@ -240,8 +220,7 @@ void Sequence::append(Step step, const float* x, const float* y) {
 
 void Sequence::plan_stages() {
   for (size_t i = 0; i < steps_.size(); ++i) {
-    const int64_t bytes =
-        (steps_[i].in + steps_[i].out) * static_cast<int64_t>(sizeof(float)) + steps_[i].bytes;
+    const int64_t bytes = (steps_[i].in + steps_[i].out) * static_cast<int64_t>(sizeof(float));
     const int64_t samples =
         std::clamp<int64_t>(stage_bytes / std::max<int64_t>(bytes, 1), 1, most_samples);
     if (!stages_.empty() && samples <= join_ratio * stages_.back().samples) {
@@ -288,24 +267,23 @@ void Sequence::run_stage(const Operations& operations, const Stage& stage, int64
                          const float* x, float* y) {
   // Algorithms are chosen for as many samples as the batch alone tells.
   const int64_t samples = n < 2 * stage.samples ? n : stage.samples;
-  int64_t between = 0, bytes = 0;
+  int64_t between = 0;
   for (size_t i = stage.begin; i < stage.end; ++i) {
     if (i + 1 < stage.end) between = std::max(between, (steps_[i].out + 15) / 16 * 16);
-    bytes = std::max(bytes, steps_[i].bytes);
     steps_[i].kept->images = samples;
   }
   const auto run_part = [&](int64_t first, int64_t count) {
-    const size_t size = static_cast<size_t>(count * between) * sizeof(float);
-    char* const memory = static_cast<char*>(
-        scratch(2 * size + static_cast<size_t>(count * bytes), ScratchUse::sequence));
+    const int64_t size = count * between;
+    float* const memory = static_cast<float*>(
+        scratch(static_cast<size_t>(2 * size) * sizeof(float), ScratchUse::sequence));
     const float* from = x + first * steps_[stage.begin].in;
     for (size_t i = stage.begin; i < stage.end; ++i) {
       const Step& step = steps_[i];
       float* const to = i + 1 == stage.end
                             ? y + first * step.out
-                            : reinterpret_cast<float*>(memory + (i - stage.begin) % 2 * size);
+                            : memory + static_cast<int64_t>(i - stage.begin) % 2 * size;
       const KeptWeights::Use use(step.kept.get());
-      step.run(operations, count, from, to, reinterpret_cast<uint8_t*>(memory + 2 * size));
+      step.run(operations, count, from, to);
       from = to;
     }
   };

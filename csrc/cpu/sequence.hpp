@@ -45,9 +45,8 @@ class Sequence {
 
   struct Step {
     int64_t in, out;  // floats of a sample
-    int64_t bytes;    // of a sample, for what is written along with the result and not used
     // For n samples, from x to y.
-    std::function<void(const Operations&, int64_t n, const float* x, float* y, uint8_t* bytes)> run;
+    std::function<void(const Operations&, int64_t n, const float* x, float* y)> run;
     std::unique_ptr<KeptWeights> kept = std::make_unique<KeptWeights>();
   };
   // For the recorder.
