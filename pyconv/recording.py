@@ -17,7 +17,6 @@ from pyconv.backend import Backend
 from pyconv.blocks import Block, run_blocks
 from pyconv.layers import Parameter
 
-
 _FLOAT32 = np.dtype(np.float32)
 
 

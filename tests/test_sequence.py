@@ -157,6 +157,59 @@ def test_images_do_not_mix():
     assert np.isnan(changed[17]).all()
 
 
+class TestOtherInputs:
+    """What is not float32, contiguous and of the right shape, to a model that has been recorded."""
+
+    @pytest.fixture
+    def model(self):
+        model = network()
+        model.predict_on_batch(images(2))
+        return model
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda x: x.astype(np.float64),
+            lambda x: x.astype(">f4"),
+            lambda x: np.asfortranarray(x),
+            lambda x: np.repeat(x, 2, 0)[::2],
+            lambda x: np.frombuffer(x.tobytes(), np.float32).reshape(x.shape),
+            lambda x: np.frombuffer(b"0" + x.tobytes(), np.float32, offset=1).reshape(x.shape),
+            lambda x: x.tolist(),
+            lambda x: x.view(np.recarray),
+        ],
+    )
+    def test_converted(self, model, change):
+        x = images(2)
+        y = model.predict_on_batch(change(x))
+        assert type(y) is np.ndarray and y.dtype == np.float32
+        np.testing.assert_array_equal(y, model.predict_on_batch(x))
+
+    @pytest.mark.parametrize(
+        "x, error, message",
+        [
+            (images(2)[:, 1:], ValueError, "expected x of shape"),
+            (images(2)[0], ValueError, "expected x of shape"),
+            (images(0), ValueError, "no samples"),
+            (np.float32(1), TypeError, "Expected a NumPy array"),
+            (np.full((2, 18, 17, 3), "a"), TypeError, "real numbers"),
+        ],
+    )
+    def test_refused(self, model, x, error, message):
+        with pytest.raises(error, match=message):
+            model.predict_on_batch(x)
+
+    def test_results_are_new(self, model):
+        first = model.predict_on_batch(images(2))
+        kept = first.copy()
+        model.predict_on_batch(images(2, seed=1))
+        np.testing.assert_array_equal(first, kept)
+
+    def test_more_than_before(self, model):
+        x = images(70)
+        np.testing.assert_array_equal(model.predict_on_batch(x)[:2], model.predict_on_batch(x[:2]))
+
+
 class TestNewWeights:
     def check(self, change):
         model, x = network(), images(5)
