@@ -267,13 +267,16 @@ int64_t block_tiles(int64_t c, int64_t oc) {
 // longer than transforming it again.
 constexpr int64_t own_weights_bytes = 5 << 18;
 
+// What should stay in a third-level cache.
+constexpr int64_t cached_bytes = 16 << 20;
+
 // Costs are in multiply-adds of the direct algorithm that take as long (measured, see
 // docs/performance.md). Of transforming a patch, for each channel:
 template <int M>
 constexpr int64_t input_cost = M == 4 ? 200 : 440;
 // Of fetching so many weights that lie ready, while so many multiply-adds are made: from a
-// third-level cache most of it is hidden behind them.
-constexpr int64_t cached_bytes = 16 << 20;
+// third-level cache most of it is hidden behind them. Wider vectors multiply faster, but do not
+// fetch faster.
 int64_t fetch_cost(int64_t weights, int64_t products) {
   const bool cached = weights * float_bytes <= cached_bytes;
   const int64_t cost = weights * lanes * (cached ? 2 : 5) / 4;
