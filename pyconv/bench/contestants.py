@@ -56,7 +56,7 @@ class Mode:
         run: makes so many training steps, or infers so many times; returns when all is computed.
         outputs: the probabilities (N, classes) of the batch under the initial weights.
         parameters: how many the network has.
-        reset: gives the network its initial weights back.
+        reset: gives the network its initial weights back, where they change.
     """
 
     name: str
@@ -141,8 +141,8 @@ def _pyconv(network: Network, task: str, batch: int, setting: Setting) -> Iterat
     def infer() -> Any:
         return pyconv.backend.to_host(model.predict_on_batch(x))
 
-    if task == INFERENCE:
-        yield mode("predict_on_batch", repeat(infer))
+    if task == INFERENCE:  # no reset: the weights stay, and whoever writes them prepares anew
+        yield Mode("predict_on_batch", repeat(infer), infer, model.count_params())
         return
     yield mode("train_on_batch", repeat(lambda: model.train_on_batch(x, y)))
     if setting.device == CUDA:
