@@ -56,7 +56,7 @@ class Mode:
         run: makes so many training steps, or infers so many times; returns when all is computed.
         outputs: the probabilities (N, classes) of the batch under the initial weights.
         parameters: how many the network has.
-        reset: gives the network its initial weights back, where they change.
+        reset: gives the network its initial weights back; in inference they stay, so nothing.
     """
 
     name: str
@@ -141,7 +141,7 @@ def _pyconv(network: Network, task: str, batch: int, setting: Setting) -> Iterat
     def infer() -> Any:
         return pyconv.backend.to_host(model.predict_on_batch(x))
 
-    if task == INFERENCE:  # no reset: the weights stay, and whoever writes them prepares anew
+    if task == INFERENCE:
         yield Mode("predict_on_batch", repeat(infer), infer, model.count_params())
         return
     yield mode("train_on_batch", repeat(lambda: model.train_on_batch(x, y)))
@@ -319,26 +319,19 @@ def _keras_tensorflow(network: Network, task: str, batch: int, setting: Setting)
         def infer() -> Any:
             return predict(x).numpy()
 
-        run = repeat(infer)
-        if task == TRAINING:
-            model.compile(
-                _keras_rmsprop(keras), "categorical_crossentropy", jit_compile=jit_compile
-            )
-            # What fit() runs in its loop: this is fit() without what it does once an epoch.
-            model.make_train_function()
-            step = model.train_function
-            batches = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
+        name, parameters = f"jit_compile={jit_compile}", model.count_params()
+        if task == INFERENCE:
+            return Mode(name, repeat(infer), infer, parameters)
+        model.compile(_keras_rmsprop(keras), "categorical_crossentropy", jit_compile=jit_compile)
+        # What fit() runs in its loop: this is fit() without what it does once an epoch.
+        model.make_train_function()
+        step = model.train_function
+        batches = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
 
-            def run(count: int) -> float:
-                return float(repeat(lambda: step(batches))(count)["loss"])
+        def run(count: int) -> float:
+            return float(repeat(lambda: step(batches))(count)["loss"])
 
-        return Mode(
-            f"jit_compile={jit_compile}",
-            run,
-            infer,
-            model.count_params(),
-            lambda: model.set_weights(initial),
-        )
+        return Mode(name, run, infer, parameters, lambda: model.set_weights(initial))
 
     yield mode(jit_compile=False)  # what "auto" chooses on a CPU
     yield mode(jit_compile=True)
