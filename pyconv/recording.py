@@ -9,7 +9,7 @@ weights already packed or transformed (csrc/cpu/sequence.hpp).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -24,6 +24,10 @@ class _Recording(NamedTuple):
     sequence: Any
     arrays: list[Any]  # that it works on, and that must live as long
     written: object  # the last write to weights that it knows of
+
+
+def _is_current(recording: _Recording | None) -> TypeGuard[_Recording]:
+    return recording is not None and recording.written is Parameter.last_write
 
 
 class RecordedForward:
@@ -48,7 +52,7 @@ class RecordedForward:
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Returns the outputs for the inputs `x`; they last until the next call."""
         recording = self._recording
-        if recording is None or recording.written is not Parameter.last_write:
+        if not _is_current(recording):
             recording = self._recording = self._record()
         if not len(recording.sequence):  # views, and what acts in training only
             return run_blocks(self._blocks, x)
@@ -69,8 +73,7 @@ class RecordedForward:
             or x.dtype is not _FLOAT32
             or x.shape[1:] != self._input_shape
             or not len(x)
-            or recording is None
-            or recording.written is not Parameter.last_write
+            or not _is_current(recording)
             or not len(recording.sequence)
         ):
             return None

@@ -81,6 +81,13 @@ def block_by_block(model, x):
     return y.copy()
 
 
+def record(sequence, call):
+    """Makes the sequence that of the kernels in a call."""
+    sequence.begin()
+    call()
+    sequence.end()
+
+
 @pytest.mark.parametrize("mode", ["direct", "winograd4", "winograd6"])
 def test_equals_block_by_block(isa, mode):
     pyconv.set_math_mode(mode)
@@ -317,9 +324,10 @@ def test_convolutions(isa, case):
     for mode in ("direct", "winograd4", "winograd6"):
         pyconv.set_math_mode(mode)
         expected = kernels.conv2d(x, w, b, **case.geometry, activation=case.activation)
-        sequence.begin()
-        kernels.conv2d(x[:1], w, b, **case.geometry, activation=case.activation)
-        sequence.end()
+        record(
+            sequence,
+            lambda: kernels.conv2d(x[:1], w, b, **case.geometry, activation=case.activation),
+        )
         for threads in (1, 3):
             pyconv.set_num_threads(threads)
             y = np.full_like(expected, np.nan)
@@ -337,9 +345,7 @@ def test_one_batch_after_another(isa, image):
     expected = kernels.conv2d(x, w, None, padding="same")
     sequence = backend.cpu().Sequence()
     for batches in ((300, 1, 4), (1, 300, 2)):
-        sequence.begin()
-        kernels.conv2d(x[:1], w, None, padding="same")
-        sequence.end()
+        record(sequence, lambda: kernels.conv2d(x[:1], w, None, padding="same"))
         for n in batches:
             y = np.full_like(expected[:n], np.nan)
             sequence.run(x[:n], y)
@@ -365,9 +371,7 @@ def test_few_results_of_many_weights(isa, features):
             ):
                 expected = call(x)
                 sequence = backend.cpu().Sequence()
-                sequence.begin()
-                call(x[:1])
-                sequence.end()
+                record(sequence, lambda call=call, x=x: call(x[:1]))
                 for threads in (1, 3):
                     pyconv.set_num_threads(threads)
                     y = np.full_like(expected, np.nan)
@@ -383,9 +387,7 @@ class TestExtension:
         cpu = backend.cpu()
         sequence = cpu.Sequence()
         x, y = np.ones((1, 6), np.float32), np.zeros((1, 6), np.float32)
-        sequence.begin()
-        cpu.relu(x, y)
-        sequence.end()
+        record(sequence, lambda: cpu.relu(x, y))
         return sequence
 
     def test_records_without_running(self, sequence):

@@ -41,11 +41,12 @@ struct TapConvolution {
   // Where the weights have element (tap, k, f) of group g.
   const float* weights;
   int64_t weight_tap, weight_k, weight_f, weight_group;
-};
 
-int64_t weights_bytes(const TapConvolution& conv) {
-  return float_bytes * conv.kernel_h * conv.kernel_w * conv.depth * conv.groups * conv.features;
-}
+  int64_t positions() const { return n * result_h * result_w; }
+  int64_t weights_bytes() const {
+    return float_bytes * kernel_h * kernel_w * depth * groups * features;
+  }
+};
 
 // Which rows and columns of the kernel reach the source from anywhere.
 struct UsedTaps {
@@ -251,8 +252,8 @@ struct Cut {
 bool weights_as_they_lie(const TapConvolution& conv) {
   constexpr int64_t most_positions = 3 * max_tile_rows, most_bytes = 5 << 19;
   return conv.weight_f == 1 && conv.weight_tap == conv.depth * conv.weight_k &&
-         conv.features % lanes == 0 && conv.n * conv.result_h * conv.result_w <= most_positions &&
-         (TapTable::pairs(conv) == 1 || weights_bytes(conv) <= most_bytes);
+         conv.features % lanes == 0 && conv.positions() <= most_positions &&
+         (TapTable::pairs(conv) == 1 || conv.weights_bytes() <= most_bytes);
 }
 Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept) {
   // Of the packed panels of an item, which should stay in the nearer caches; several are read
@@ -263,7 +264,7 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
   const int64_t result_bytes =
       float_bytes * conv.groups * conv.result_h * conv.result_w * conv.features;
   const int64_t panel_rows = conv.kernel_h * conv.kernel_w * conv.depth;
-  const int64_t weights_bytes = float_bytes * panels * panel_rows * panel_lanes;
+  const int64_t packed_bytes = float_bytes * panels * panel_rows * panel_lanes;
   const int64_t wanted = items_per_thread * threads;
   Cut cut{};
   if (!kept && weights_as_they_lie(conv)) {
@@ -274,8 +275,8 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
     return cut;
   }
   // Otherwise every item would go through all results, a few features at a time.
-  const bool many_weights = weights_bytes >= conv.n * result_bytes &&
-                            conv.n * source_bytes <= max(item_bytes, weights_bytes / 4);
+  const bool many_weights = packed_bytes >= conv.n * result_bytes &&
+                            conv.n * source_bytes <= max(item_bytes, packed_bytes / 4);
   if (panels >= 2 * threads && many_weights) {
     const int64_t together =
         max(1, min(most_panels, panel_bytes / max(1, panel_rows * panel_lanes * float_bytes)));
@@ -288,7 +289,7 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
   // Few results: by panels first, so that every thread fetches and packs its part of the weights
   // only.
   constexpr int64_t few_positions = 8 * max_tile_rows;
-  if (conv.n * conv.result_h * conv.result_w <= few_positions && conv.source_mask == nullptr) {
+  if (conv.positions() <= few_positions && conv.source_mask == nullptr) {
     cut.images = conv.n;
     cut.image_parts = 1;
     cut.panel_parts = min(panels, threads);
@@ -297,11 +298,11 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
     return cut;
   }
   constexpr int64_t own_bytes = 256 * 1024;
-  cut.packing = weights_bytes <= own_bytes ? Packing::workers : Packing::at_once;
+  cut.packing = packed_bytes <= own_bytes ? Packing::workers : Packing::at_once;
   // Weights that would not stay in a core's cache beside their results: every thread has the panels
   // that it packs, which costs one more reading of the source.
   if (cut.packing == Packing::at_once && panels >= 2 * threads &&
-      conv.n * source_bytes <= 2 * weights_bytes) {
+      conv.n * source_bytes <= 2 * packed_bytes) {
     cut.images = conv.n;
     cut.image_parts = 1;
     cut.panel_parts = threads;
@@ -338,7 +339,7 @@ void run(const TapConvolution& conv) {
   // first-level cache, or all of them where there is no next tile; else one.
   constexpr int64_t first_level_bytes = 20 * 1024;
   const bool as_they_lie = cut.packing == Packing::nobody;
-  const bool one_tile = conv.n * conv.result_h * conv.result_w <= few_rows;
+  const bool one_tile = conv.positions() <= few_rows;
   const int64_t together = as_they_lie ? 1
                            : one_tile  ? item_panels
                                        : max(1, first_level_bytes / (panel_size * float_bytes));
@@ -550,9 +551,8 @@ bool few_enough_for_rows(const TapConvolution& conv) {
   constexpr int64_t most_positions = 2;
   // Many weights are better kept packed, in the order in which they are read.
   constexpr int64_t most_kept_bytes = 128 * 1024;
-  const bool kept_better = kept_weights() != nullptr && weights_bytes(conv) > most_kept_bytes;
-  return conv.weight_f == 1 && !kept_better &&
-         conv.n * conv.result_h * conv.result_w <= most_positions;
+  const bool kept_better = kept_weights() != nullptr && conv.weights_bytes() > most_kept_bytes;
+  return conv.weight_f == 1 && !kept_better && conv.positions() <= most_positions;
 }
 void run_rows(const TapConvolution& conv) {
   const FewPositions few(conv);
@@ -604,8 +604,7 @@ void run_rows(const TapConvolution& conv) {
 // that are summed over.
 bool few_enough_for_dots(const TapConvolution& conv) {
   constexpr int64_t most_positions = 48;
-  return conv.weight_k == 1 && conv.depth >= 4 * lanes &&
-         conv.n * conv.result_h * conv.result_w <= most_positions;
+  return conv.weight_k == 1 && conv.depth >= 4 * lanes && conv.positions() <= most_positions;
 }
 void run_dots(const TapConvolution& conv) {
   const FewPositions few(conv);

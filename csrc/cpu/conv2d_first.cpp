@@ -47,15 +47,9 @@ __attribute__((noinline)) void compute(const FirstTile<Step>& tile) {
     for (int64_t k = 0; k < tile.depth; ++k, ++x, w += Q * lanes) {
       // Else the compiler notices that neighbours share pixels, and keeps these on the stack.
       keep_in_register(x);
-      vec weight[Q];
-#pragma GCC unroll 16
-      for (int q = 0; q < Q; ++q) weight[q] = load(w + q * lanes);
-#pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) {
-        const vec value = broadcast(x[p * Step]);
-#pragma GCC unroll 16
-        for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, weight[q], sum[p][q]);
-      }
+      add_products(
+          sum, [&](int p) { return broadcast(x[p * Step]); },
+          [&](int q) { return load(w + q * lanes); });
     }
   }
   const vec least = broadcast(tile.least);
@@ -183,12 +177,7 @@ __attribute__((noinline)) void compute_part(const FirstWeightsTile& tile) {
         }
         if (with_bias) bias[q] = add(bias[q], gradient[q]);
       }
-#pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) {
-        const vec value = broadcast(x[p]);
-#pragma GCC unroll 16
-        for (int q = 0; q < Q; ++q) sum[p][q] = fmadd(value, gradient[q], sum[p][q]);
-      }
+      add_products(sum, [&](int p) { return broadcast(x[p]); }, [&](int q) { return gradient[q]; });
       x += tile.x_pixel;
       dy += tile.dy_pixel;
       if (masked) y += tile.dy_pixel;

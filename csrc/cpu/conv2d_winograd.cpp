@@ -298,10 +298,9 @@ void run(const Convolution& conv) {
   // be, first into smaller blocks, then by panels, which repeats the transforms of the input but
   // lets every thread fetch its part of U only, then into blocks that hardly fill a product.
   constexpr int64_t least_tiles = 4, enough_tiles = max_tile_rows / 2;
-  const int64_t products = tiles.count * planes<M> * depth * conv.features;
-  const bool fetching_costs_more =
-      !own_weights &&
-      fetch_cost(planes<M> * depth * conv.features, products) > tiles.count * input_cost<M> * depth;
+  const int64_t weights = planes<M> * depth * conv.features;
+  const bool fetching_costs_more = !own_weights && fetch_cost(weights, tiles.count * weights) >
+                                                       tiles.count * input_cost<M> * depth;
   int64_t blocks = ceil_div(tiles.count, block_tiles(depth, conv.features)), panel_parts = 1;
   if (blocks < items_per_thread * threads) {
     if (tiles.count >= enough_tiles * threads && !fetching_costs_more) {

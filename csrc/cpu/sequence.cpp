@@ -22,17 +22,37 @@ constexpr int64_t join_ratio = 3;
 // ---------------------------------------------------------------------------------------------
 // The operations of the recorder: they append themselves.
 
+using Run = decltype(Sequence::Step::run);
+
+// A shape for so many times the samples.
+template <class Shape>
+Shape times(int64_t n, Shape shape) {
+  shape.n *= n;
+  return shape;
+}
+ConvPoolShape times(int64_t n, ConvPoolShape shape) {
+  shape.conv.n *= n;
+  return shape;
+}
+
+// From images of a shape [n, h, w, c] to [n, oh, ow, channels].
+template <class Shape>
+void append_images(const Shape& s, int64_t channels, const float* x, const float* y, Run run) {
+  Sequence::append(
+      {.in = s.n * s.h * s.w * s.c, .out = s.n * s.oh * s.ow * channels, .run = std::move(run)}, x,
+      y);
+}
+// To as many values.
+void append_values(int64_t size, const float* x, const float* y, Run run) {
+  Sequence::append({.in = size, .out = size, .run = std::move(run)}, x, y);
+}
+
 void record_conv2d(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                    const float* b, float* y) {
-  Sequence::append({.in = s.n * s.h * s.w * s.c,
-                    .out = s.n * s.oh * s.ow * s.oc,
-                    .run =
-                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
-                          Conv2dShape shape = s;
-                          shape.n *= n;
-                          operations.conv2d(shape, activation, from, w, b, to);
-                        }},
-                   x, y);
+  append_images(s, s.oc, x, y,
+                [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                  operations.conv2d(times(n, s), activation, from, w, b, to);
+                });
 }
 
 void record_conv2d_pool(const ConvPoolShape& p, const Dropout& dropout, const float* x,
@@ -42,98 +62,70 @@ void record_conv2d_pool(const ConvPoolShape& p, const Dropout& dropout, const fl
                     .out = p.conv.n * p.ph * p.pw * p.conv.oc,
                     .run =
                         [=](const Operations& operations, int64_t n, const float* from, float* to) {
-                          ConvPoolShape shape = p;
-                          shape.conv.n *= n;
-                          operations.conv2d_pool(shape, dropout, from, w, b, to, nullptr);
+                          operations.conv2d_pool(times(n, p), dropout, from, w, b, to, nullptr);
                         }},
                    x, y);
 }
 
 void record_dense(const DenseShape& s, Activation activation, const float* x, const float* w,
                   const float* b, float* y) {
-  Sequence::append({.in = s.n * s.in,
-                    .out = s.n * s.out,
-                    .run =
-                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
-                          DenseShape shape = s;
-                          shape.n *= n;
-                          operations.dense(shape, activation, from, w, b, to);
-                        }},
-                   x, y);
+  Sequence::append(
+      {.in = s.n * s.in,
+       .out = s.n * s.out,
+       .run = [=](const Operations& operations, int64_t n, const float* from,
+                  float* to) { operations.dense(times(n, s), activation, from, w, b, to); }},
+      x, y);
 }
 
 void record_max_pool2d(const Pool2dShape& s, const float* x, float* y, void*) {
-  Sequence::append({.in = s.n * s.h * s.w * s.c,
-                    .out = s.n * s.oh * s.ow * s.c,
-                    .run =
-                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
-                          Pool2dShape shape = s;
-                          shape.n *= n;
-                          operations.max_pool2d(shape, from, to, nullptr);
-                        }},
-                   x, y);
+  append_images(s, s.c, x, y,
+                [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                  operations.max_pool2d(times(n, s), from, to, nullptr);
+                });
 }
 
 void record_avg_pool2d(const Pool2dShape& s, const float* x, float* y) {
-  Sequence::append({.in = s.n * s.h * s.w * s.c,
-                    .out = s.n * s.oh * s.ow * s.c,
-                    .run =
-                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
-                          Pool2dShape shape = s;
-                          shape.n *= n;
-                          operations.avg_pool2d(shape, from, to);
-                        }},
-                   x, y);
+  append_images(s, s.c, x, y,
+                [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                  operations.avg_pool2d(times(n, s), from, to);
+                });
 }
 
 void record_pad2d(const Pad2dShape& s, const float* x, float* y) {
-  Sequence::append({.in = s.n * s.h * s.w * s.c,
-                    .out = s.n * s.oh * s.ow * s.c,
-                    .run =
-                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
-                          Pad2dShape shape = s;
-                          shape.n *= n;
-                          operations.pad2d(shape, from, to);
-                        }},
-                   x, y);
+  append_images(s, s.c, x, y,
+                [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                  operations.pad2d(times(n, s), from, to);
+                });
 }
 
 void record_relu(int64_t size, const float* x, float* y) {
-  Sequence::append({.in = size,
-                    .out = size,
-                    .run = [=](const Operations& operations, int64_t n, const float* from,
-                               float* to) { operations.relu(n * size, from, to); }},
-                   x, y);
+  append_values(size, x, y,
+                [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                  operations.relu(n * size, from, to);
+                });
 }
 
 void record_activate(int64_t size, Pointwise function, float slope, const float* x, float* y) {
-  Sequence::append(
-      {.in = size,
-       .out = size,
-       .run = [=](const Operations& operations, int64_t n, const float* from,
-                  float* to) { operations.activate(n * size, function, slope, from, to); }},
-      x, y);
+  append_values(size, x, y,
+                [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                  operations.activate(n * size, function, slope, from, to);
+                });
 }
 
 void record_batch_norm(int64_t rows, int64_t c, const float* x, const float* gamma,
                        const float* beta, const float* mean, const float* variance, double epsilon,
                        float* y) {
-  Sequence::append({.in = rows * c,
-                    .out = rows * c,
-                    .run =
-                        [=](const Operations& operations, int64_t n, const float* from, float* to) {
-                          operations.batch_norm(n * rows, c, from, gamma, beta, mean, variance,
-                                                epsilon, to);
-                        }},
-                   x, y);
+  append_values(
+      rows * c, x, y, [=](const Operations& operations, int64_t n, const float* from, float* to) {
+        operations.batch_norm(n * rows, c, from, gamma, beta, mean, variance, epsilon, to);
+      });
 }
 
 void record_softmax(int64_t n, int64_t k, const float* x, float* y) {
-  Sequence::append({.in = n * k,
-                    .out = n * k,
-                    .run = [=](const Operations& operations, int64_t samples, const float* from,
-                               float* to) { operations.softmax(samples * n, k, from, to); }},
-                   x, y);
+  append_values(n * k, x, y,
+                [=](const Operations& operations, int64_t samples, const float* from, float* to) {
+                  operations.softmax(samples * n, k, from, to);
+                });
 }
 
 // For every other operation of the table.

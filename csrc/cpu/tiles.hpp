@@ -51,31 +51,41 @@ static inline void keep_in_register(const float*& p) {
 #endif
 }
 
-// sum[p][v] += left(p) * right(v), with the fewer of the factors in registers at once.
+// sum(i, j) += held(i) * passing(j), with what is held in registers all the while.
+template <int Held, int Passing, class First, class Second, class Sum>
+__attribute__((always_inline)) static inline void add_holding(const First& held,
+                                                              const Second& passing,
+                                                              const Sum& sum) {
+  vec factors[Held];
+#pragma GCC unroll 16
+  for (int i = 0; i < Held; ++i) factors[i] = held(i);
+#pragma GCC unroll 16
+  for (int j = 0; j < Passing; ++j) {
+    const vec factor = passing(j);
+#pragma GCC unroll 16
+    for (int i = 0; i < Held; ++i) sum(i, j) = fmadd(factors[i], factor, sum(i, j));
+  }
+}
+// sum[p][v] += left(p) * right(v), holding whichever factors are fewer.
 template <int P, int V, class Left, class Right>
 __attribute__((always_inline)) static inline void add_products(vec (&sum)[P][V], const Left& left,
                                                                const Right& right) {
   if constexpr (P < V) {
-    vec factors[P];
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) factors[p] = left(p);
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      const vec factor = right(v);
-#pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) sum[p][v] = fmadd(factors[p], factor, sum[p][v]);
-    }
+    add_holding<P, V>(left, right, [&](int p, int v) -> vec& { return sum[p][v]; });
   } else {
-    vec factors[V];
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) factors[v] = right(v);
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      const vec factor = left(p);
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) sum[p][v] = fmadd(factor, factors[v], sum[p][v]);
-    }
+    add_holding<V, P>(right, left, [&](int v, int p) -> vec& { return sum[p][v]; });
   }
+}
+
+// body<G>(panel) for so many panels, G at once while there are as many, then one by one.
+template <int P, int Q, class Body>
+static inline void for_panels(int64_t panels, const Body& body) {
+  constexpr int together = panels_together<P, Q>;
+  int64_t panel = 0;
+  if constexpr (together > 1) {
+    for (; panel + together <= panels; panel += together) body.template operator()<together>(panel);
+  }
+  for (; panel < panels; ++panel) body.template operator()<1>(panel);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -106,7 +116,7 @@ struct UnpackedForwardTile : ForwardTile {
 };
 
 // Of G panels from first_w on, whose results begin at this feature.
-template <int P, int Q, int G = 1>
+template <int P, int Q, int G>
 static inline void sum_taps(const ForwardTile& tile, const float* first_w, int64_t w_row,
                             int64_t feature) {
   constexpr int vectors = G * Q;
@@ -156,18 +166,13 @@ static inline void sum_taps(const ForwardTile& tile, const float* first_w, int64
 }
 template <int P, int Q>
 static void compute(const ForwardTile& tile) {
-  constexpr int together = panels_together<P, Q>;
-  int64_t panel = 0;
-  for (; panel + together <= tile.panels; panel += together) {
-    sum_taps<P, Q, together>(tile, tile.w + panel * tile.w_panel, Q * lanes, panel * Q * lanes);
-  }
-  for (; panel < tile.panels; ++panel) {
-    sum_taps<P, Q>(tile, tile.w + panel * tile.w_panel, Q * lanes, panel * Q * lanes);
-  }
+  for_panels<P, Q>(tile.panels, [&]<int G>(int64_t panel) {
+    sum_taps<P, Q, G>(tile, tile.w + panel * tile.w_panel, Q * lanes, panel * Q * lanes);
+  });
 }
 template <int P, int Q>
 static void compute(const UnpackedForwardTile& tile) {
-  sum_taps<P, Q>(tile, tile.w, tile.w_row, 0);
+  sum_taps<P, Q, 1>(tile, tile.w, tile.w_row, 0);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -296,14 +301,9 @@ static inline void multiply(const ProductTile& tile, const float* first_b, float
 }
 template <int P, int Q>
 static void compute(const ProductTile& tile) {
-  constexpr int together = panels_together<P, Q>;
-  int64_t panel = 0;
-  for (; panel + together <= tile.panels; panel += together) {
-    multiply<P, Q, together>(tile, tile.b + panel * tile.b_panel, tile.c + panel * Q * lanes);
-  }
-  for (; panel < tile.panels; ++panel) {
-    multiply<P, Q, 1>(tile, tile.b + panel * tile.b_panel, tile.c + panel * Q * lanes);
-  }
+  for_panels<P, Q>(tile.panels, [&]<int G>(int64_t panel) {
+    multiply<P, Q, G>(tile, tile.b + panel * tile.b_panel, tile.c + panel * Q * lanes);
+  });
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -372,15 +372,9 @@ static void compute_dots(const DotTile& tile) {
     const Tap tap = tile.taps[t];
     const float* const w = tile.w + tap.w / tap.depth * tile.w_tap;
     const auto step = [&](int64_t k, int64_t count) __attribute__((always_inline)) {
-      vec weight[F];
-#pragma GCC unroll 4
-      for (int f = 0; f < F; ++f) weight[f] = load_part(w + f * tile.w_feature + k, count);
-#pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) {
-        const vec value = load_part(tile.x[p] + tap.x + k, count);
-#pragma GCC unroll 4
-        for (int f = 0; f < F; ++f) sum[p][f] = fmadd(value, weight[f], sum[p][f]);
-      }
+      add_products(
+          sum, [&](int p) { return load_part(tile.x[p] + tap.x + k, count); },
+          [&](int f) { return load_part(w + f * tile.w_feature + k, count); });
     };
     int64_t k = 0;
     for (; k + lanes <= tap.depth; k += lanes) step(k, lanes);
