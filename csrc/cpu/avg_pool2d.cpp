@@ -84,6 +84,7 @@ void collect(const Pool2dShape& s, const float* dy, const Range& windows_h, cons
 }  // namespace
 
 void avg_pool2d(const Pool2dShape& s, const float* x, float* y) {
+  const OneThread alone(s.n * s.h * s.w * s.c <= few_values);
   parallel_rows(s.n * s.oh, s.c, [&](int64_t first, int64_t last, int64_t c0, int64_t c1) {
     for (int64_t row = first; row < last; ++row) {
       const float* const image = x + row / s.oh * s.h * s.w * s.c;
@@ -100,6 +101,7 @@ void avg_pool2d(const Pool2dShape& s, const float* x, float* y) {
 }
 
 void avg_pool2d_backward(const Pool2dShape& s, const float* dy, float* dx) {
+  const OneThread alone(s.n * s.h * s.w * s.c <= few_values);
   parallel_rows(s.n * s.h, s.c, [&](int64_t first, int64_t last, int64_t c0, int64_t c1) {
     for (int64_t row = first; row < last; ++row) {
       const float* const image = dy + row / s.h * s.oh * s.ow * s.c;

@@ -136,6 +136,8 @@ static inline void clear(float* p, int64_t count) {
 
 // Work items per thread: enough that a thread that is held up does not hold up the others.
 constexpr int64_t items_per_thread = 4;
+// Values that a loop with little arithmetic is through with before a second thread has begun.
+constexpr int64_t few_values = 16 * 1024;
 
 // body(begin, end) over [0, size) in pieces worth a thread's while. Elements are independent, so
 // where the pieces end does not show in the result.

@@ -6,11 +6,23 @@
 // x [n, h, w, c], y, dy and argmax [n, oh, ow, c]; argmax counts the window's positions row by row,
 // in a uint8_t or, for windows of more than 256 positions, an int32_t, and may be null. The first
 // maximum wins; a NaN wins over every number and the first NaN over later ones; padding never wins.
+//
+// Backward, every pixel is written once, by the thread that owns its row: it compares the argmax of
+// the windows around it with its own position in them, many channels at a time. That is more
+// comparisons than values, and yet many times faster than going from each value to its pixel, which
+// is one address, one division and one addition to memory at a time.
+#include <bit>
+
 #include "operations.hpp"
 
 namespace pyconv::cpu::PYCONV_ISA {
 
 namespace {
+
+// [begin, end)
+struct Range {
+  int64_t begin, end;
+};
 
 // The part of a window that lies in the image: positions [begin, end) along one axis.
 struct Clip {
@@ -97,14 +109,59 @@ void forward(const Pool2dShape& s, const float* x, float* y, Index* argmax) {
   });
 }
 
-// dx = dy where the argmax is this position, else 0. The pointers are __restrict since an array of
-// uint8_t could otherwise be anything's bytes, and the loop would not be vectorised.
+// v where the window's maximum is at this position, else 0. By bits, as a branch on who won would
+// be taken at random.
 template <class Index>
-void scatter(int64_t channels, int32_t position, const float* __restrict dy,
-             const Index* __restrict argmax, float* __restrict dx) {
-  for (int64_t c = 0; c < channels; ++c) {
-    dx[c] = static_cast<int32_t>(argmax[c]) == position ? dy[c] : 0.0f;
+float where_won(Index argmax, Index position, float v) {
+  const uint32_t mask = argmax == position ? ~uint32_t{0} : 0;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(v) & mask);
+}
+
+// dx = dy where the argmax is this position, else 0, for the few channels that a whole vector must
+// not stand for.
+template <class Index>
+[[gnu::noinline]] void take_some(int64_t channels, Index position, const float* __restrict dy,
+                                 const Index* __restrict argmax, float* __restrict dx) {
+  for (int64_t c = 0; c < channels; ++c) dx[c] = where_won(argmax[c], position, dy[c]);
+}
+
+// A row of dx, which is row i of a row of windows. A pixel's last vector may reach into the next
+// pixels, which are written later. The shape is a copy, which the compiler knows that no store
+// changes.
+template <bool one_vector, class Index>
+void take_row(const Pool2dShape s, int64_t i, const float* dy, const Index* argmax, float* dx) {
+  const int64_t padded = ceil_div(s.c, lanes) * lanes;
+  int64_t done = 0;  // pixels that are written
+  for (int64_t ow = 0; ow < s.ow; ++ow, dy += s.c, argmax += s.c) {
+    const int64_t left = ow * s.stride_w - s.pad_left;
+    const Clip cols = clip(left, s.pool_w, s.w);
+    if (done < left + cols.begin) {
+      clear(dx + done * s.c, (left + cols.begin - done) * s.c);
+      done = left + cols.begin;
+    }
+    const int64_t room = s.c * min(s.w - left - cols.end + 1, s.ow - ow);
+    const int64_t vectors = padded <= room ? padded : s.c / lanes * lanes;
+    float* to = dx + done * s.c;
+    for (int64_t j = cols.begin; j < cols.end; ++j, to += s.c) {
+      const auto position = static_cast<Index>(i * s.pool_w + j);
+      const auto take_vector = [&](int64_t c) __attribute__((always_inline)) {
+        store(to + c, where_equal(argmax + c, position, load(dy + c)));
+      };
+      if (one_vector && vectors > 0) {
+        take_vector(0);
+        continue;
+      }
+      int64_t c = 0;
+      for (; c + 4 * lanes <= vectors; c += 4 * lanes) {
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) take_vector(c + v * lanes);
+      }
+      for (; c < vectors; c += lanes) take_vector(c);
+      if (c < s.c) take_some(s.c - c, position, dy + c, argmax + c, to + c);
+    }
+    done = left + cols.end;
   }
+  clear(dx + done * s.c, (s.w - done) * s.c);
 }
 
 // Windows that do not overlap: every element of dx belongs to at most one window and is written
@@ -113,54 +170,97 @@ template <class Index>
 void backward_disjoint(const Pool2dShape& s, const float* dy, const Index* argmax, float* dx) {
   parallel_for(num_threads(), s.n * s.oh, [&](int64_t item, int) {
     const int64_t n = item / s.oh, oh = item % s.oh;
-    const int64_t top = oh * s.stride_h - s.pad_top;
+    const int64_t top = oh * s.stride_h - s.pad_top, window = item * s.ow * s.c;
     const int64_t first = oh == 0 ? 0 : max(0, top);
     const int64_t last = oh == s.oh - 1 ? s.h : min(s.h, top + s.stride_h);
     for (int64_t ih = first; ih < last; ++ih) {
       float* const row = dx + (n * s.h + ih) * s.w * s.c;
-      const int64_t i = ih - top;
-      int64_t done = 0;  // pixels of this row that are written
-      if (i >= 0 && i < s.pool_h) {
-        for (int64_t ow = 0; ow < s.ow; ++ow) {
-          const int64_t left = ow * s.stride_w - s.pad_left;
-          const Clip cols = clip(left, s.pool_w, s.w);
-          const int64_t at = (item * s.ow + ow) * s.c;
-          for (; done < left + cols.begin; ++done) {
-            for (int64_t c = 0; c < s.c; ++c) row[done * s.c + c] = 0.0f;
-          }
-          for (int64_t j = cols.begin; j < cols.end; ++j, ++done) {
-            scatter(s.c, static_cast<int32_t>(i * s.pool_w + j), dy + at, argmax + at,
-                    row + done * s.c);
-          }
+      if (ih >= top && ih < top + s.pool_h) {
+        if (s.c <= lanes) {
+          take_row<true>(s, ih - top, dy + window, argmax + window, row);
+        } else {
+          take_row<false>(s, ih - top, dy + window, argmax + window, row);
         }
+      } else {
+        clear(row, s.w * s.c);
       }
-      for (int64_t k = done * s.c; k < s.w * s.c; ++k) row[k] = 0.0f;
     }
   });
 }
 
-// Windows that overlap: gradients add up, window after window. Images and channels are independent.
+// A pixel, from the corner of the padding, and the windows around it.
+struct Pixel {
+  int64_t h, w;
+  Range windows_h, windows_w;
+};
+
+// body(position, window) for the pixel's windows: its position in it, and the window's number.
+template <class Body>
+void for_windows(const Pool2dShape& s, const Pixel& pixel, const Body& body) {
+  for (int64_t oh = pixel.windows_h.begin; oh < pixel.windows_h.end; ++oh) {
+    for (int64_t ow = pixel.windows_w.begin; ow < pixel.windows_w.end; ++ow) {
+      body((pixel.h - oh * s.stride_h) * s.pool_w + pixel.w - ow * s.stride_w, oh * s.ow + ow);
+    }
+  }
+}
+
+// dx = sum of dy over the windows that the pixel won, for V vectors of channels. dy and argmax: of
+// its image.
+template <int V, class Index>
+void collect(const Pool2dShape& s, const Pixel& pixel, const float* dy, const Index* argmax,
+             float* dx) {
+  vec sum[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) sum[v] = zero();
+  for_windows(s, pixel, [&](int64_t position, int64_t window) {
+    const float* const from = dy + window * s.c;
+    const Index* const winner = argmax + window * s.c;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const vec won =
+          where_equal(winner + v * lanes, static_cast<Index>(position), load(from + v * lanes));
+      sum[v] = add(sum[v], won);
+    }
+  });
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) store(dx + v * lanes, sum[v]);
+}
+
+// Windows that overlap: every pixel looks through the windows around it, in their order.
 template <class Index>
 void backward_overlapping(const Pool2dShape& s, const float* dy, const Index* argmax, float* dx) {
-  constexpr int64_t channel_block = 64;
-  const int64_t blocks = ceil_div(s.c, channel_block);
-  parallel_for(num_threads(), s.n * blocks, [&](int64_t item, int) {
-    const int64_t n = item / blocks, c0 = item % blocks * channel_block;
-    const int64_t c1 = min(c0 + channel_block, s.c);
-    float* const image = dx + n * s.h * s.w * s.c;
-    for (int64_t pixel = 0; pixel < s.h * s.w; ++pixel) {
-      for (int64_t c = c0; c < c1; ++c) image[pixel * s.c + c] = 0.0f;
-    }
-    for (int64_t oh = 0; oh < s.oh; ++oh) {
-      for (int64_t ow = 0; ow < s.ow; ++ow) {
-        const int64_t at = ((n * s.oh + oh) * s.ow + ow) * s.c;
-        const int64_t top = oh * s.stride_h - s.pad_top, left = ow * s.stride_w - s.pad_left;
-        for (int64_t c = c0; c < c1; ++c) {
-          const int64_t ih = top + argmax[at + c] / s.pool_w;
-          const int64_t iw = left + argmax[at + c] % s.pool_w;
-          // The caller's argmax may hold anything.
-          if (ih < 0 || ih >= s.h || iw < 0 || iw >= s.w) continue;
-          image[(ih * s.w + iw) * s.c + c] += dy[at + c];
+  constexpr int many = lanes < 16 ? 8 : 4, some = many / 2;
+  parallel_rows(s.n * s.h, s.c, [&](int64_t first, int64_t last, int64_t c0, int64_t c1) {
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t image = row / s.h * s.oh * s.ow * s.c, h = row % s.h + s.pad_top;
+      // By division here only; from pixel to pixel it would show.
+      Pixel pixel{
+          h,
+          s.pad_left,
+          {h < s.pool_h ? 0 : (h - s.pool_h) / s.stride_h + 1, min(h / s.stride_h + 1, s.oh)},
+          {0, 0}};
+      for (int64_t iw = 0; iw < s.w; ++iw, ++pixel.w) {
+        Range& around = pixel.windows_w;
+        while (around.end < s.ow && around.end * s.stride_w <= pixel.w) ++around.end;
+        while (around.begin * s.stride_w + s.pool_w <= pixel.w) ++around.begin;
+        const float* const from = dy + image;
+        const Index* const winner = argmax + image;
+        float* const to = dx + (row * s.w + iw) * s.c;
+        int64_t c = c0;
+        for (; c + many * lanes <= c1; c += many * lanes) {
+          collect<many>(s, pixel, from + c, winner + c, to + c);
+        }
+        for (; c + some * lanes <= c1; c += some * lanes) {
+          collect<some>(s, pixel, from + c, winner + c, to + c);
+        }
+        for (; c + lanes <= c1; c += lanes) collect<1>(s, pixel, from + c, winner + c, to + c);
+        for (; c < c1; ++c) {
+          float sum = 0.0f;
+          for_windows(s, pixel, [&](int64_t position, int64_t window) {
+            const int64_t at = window * s.c + c;
+            sum += where_won(winner[at], static_cast<Index>(position), from[at]);
+          });
+          to[c] = sum;
         }
       }
     }
@@ -181,6 +281,7 @@ bool uint8_argmax(const Pool2dShape& s) { return s.pool_h * s.pool_w <= max_uint
 }  // namespace
 
 void max_pool2d(const Pool2dShape& s, const float* x, float* y, void* argmax) {
+  const OneThread alone(s.n * s.h * s.w * s.c <= few_values);
   if (uint8_argmax(s)) {
     forward(s, x, y, static_cast<uint8_t*>(argmax));
   } else {
@@ -189,6 +290,7 @@ void max_pool2d(const Pool2dShape& s, const float* x, float* y, void* argmax) {
 }
 
 void max_pool2d_backward(const Pool2dShape& s, const float* dy, const void* argmax, float* dx) {
+  const OneThread alone(s.n * s.h * s.w * s.c <= few_values);
   if (uint8_argmax(s)) {
     backward(s, dy, static_cast<const uint8_t*>(argmax), dx);
   } else {

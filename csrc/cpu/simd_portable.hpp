@@ -167,6 +167,12 @@ static inline vec where_below(const uint8_t* which, uint8_t limit, vec v) {
   for (int i = 0; i < lanes; ++i) v[i] = which[i] < limit ? v[i] : 0.0f;
   return v;
 }
+// v where which[i] == value, else 0.
+template <class Index>
+static inline vec where_equal(const Index* which, Index value, vec v) {
+  for (int i = 0; i < lanes; ++i) v[i] = which[i] == value ? v[i] : 0.0f;
+  return v;
+}
 // counts[i] += which[i] < limit
 static inline void count_below(int32_t* counts, const uint8_t* which, uint8_t limit) {
   for (int i = 0; i < lanes; ++i) counts[i] += which[i] < limit ? 1 : 0;

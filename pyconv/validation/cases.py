@@ -237,10 +237,12 @@ POOL_CASES: tuple[PoolCase, ...] = (
     PoolCase("pool3", (2, 9, 10, 16), 3),
     PoolCase("pool3_stride2", (2, 9, 10, 33), 3, 2),
     PoolCase("pool3_stride2_same", (2, 8, 9, 16), 3, 2, "same"),
+    PoolCase("pool3_stride2_many_channels", (2, 9, 8, 135), 3, 2, "same"),
     PoolCase("pool3_stride1_same", (13, 5, 4, 8), 3, 1, "same"),
     PoolCase("pool2x3", (2, 7, 8, 5), (2, 3)),
     PoolCase("pool3x1_stride1x2", (2, 7, 9, 16), (3, 1), (1, 2)),
     PoolCase("stride_above_pool", (2, 9, 11, 16), 2, 3),
+    PoolCase("stride_above_pool_few_channels", (2, 9, 11, 6), 2, 3),
     PoolCase("stride_above_pool_same", (1, 9, 10, 8), 2, (4, 3), "same"),
     PoolCase("pool_above_image_same", (2, 3, 2, 8), 5, 1, "same"),
     PoolCase("pool_above_image_same_stride3", (2, 4, 3, 8), (7, 6), 3, "same"),
@@ -249,6 +251,7 @@ POOL_CASES: tuple[PoolCase, ...] = (
     PoolCase("pool16_uint8", (1, 20, 18, 3), 16, 2),  # 256 positions, the last that fit into a byte
     PoolCase("pool17_int32", (1, 20, 19, 3), 17, 1),
     PoolCase("pool17_int32_same", (1, 9, 8, 16), (20, 17), 2, "same"),
+    PoolCase("pool17_int32_disjoint", (1, 18, 35, 20), 17),
     PoolCase("wide", (1, 2, 130, 16)),
 )
 

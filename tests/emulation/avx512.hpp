@@ -59,6 +59,10 @@ static inline __mmask16 emulated_cmplt_epu8_mask(__m128i a, __m128i b) {
   return static_cast<__mmask16>(mask);
 }
 
+static inline __mmask16 emulated_cmpeq_epi8_mask(__m128i a, __m128i b) {
+  return static_cast<__mmask16>(_mm_movemask_epi8(_mm_cmpeq_epi8(a, b)));
+}
+
 static inline __m512i emulated_maskz_loadu_epi8(__mmask64 mask, const void* p) {
   uint8_t bytes[64] = {};
   for (int i = 0; i < 64; ++i) {
@@ -87,6 +91,7 @@ static inline __m512i emulated_maskz_slli_epi32(__mmask16, __m512i v, unsigned c
 #define _mm512_maskz_cvtepi32_epi8 emulated_maskz_cvtepi32_epi8
 #define _mm512_maskz_cvtepu8_epi32 emulated_maskz_cvtepu8_epi32
 #define _mm_cmplt_epu8_mask emulated_cmplt_epu8_mask
+#define _mm_cmpeq_epi8_mask emulated_cmpeq_epi8_mask
 #define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
 #define _mm512_maskz_srli_epi64 emulated_maskz_srli_epi64
 #define _mm512_maskz_slli_epi64 emulated_maskz_slli_epi64
