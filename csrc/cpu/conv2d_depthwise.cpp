@@ -7,9 +7,9 @@
 //
 // A tile is a few such positions of a row and a vector of channels. Where the taps of a row are
 // neighbours, a pixel that is loaded once is multiplied for all positions that it is a tap of: with
-// a 3x3 kernel that is three multiply-adds a load. In the forward pass and the data gradient the
-// results of the positions stay in registers over all taps, in the weight gradient their gradients
-// do.
+// a 3x3 kernel that is three multiply-adds a load. Longer rows of taps go by threes. In the forward
+// pass and the data gradient the results of the positions stay in registers over all taps, in the
+// weight gradient their gradients do.
 //
 // Deterministic: every element is summed in one order, which depends on the shape alone.
 #include <math.h>
@@ -35,8 +35,10 @@ struct Positions {
   bool neighbours;  // the taps of a row
 };
 
-// Largest number of taps in a row and steps between positions that have loops of their own.
-constexpr int most_taps = 3, most_steps = 2, most_pixels = lanes == 8 ? 4 : 8;
+// Largest number of taps in a row and steps between positions that have loops of their own; rows
+// of more taps have one together.
+constexpr int most_taps = 3, more_taps = most_taps + 1, most_steps = 2,
+              most_pixels = lanes == 8 ? 4 : 8;
 // Of channels: a cache line, where the registers suffice.
 constexpr int most_vectors = lanes == 8 ? 2 : 1;
 
@@ -197,6 +199,28 @@ template <int pixels, int taps, int step, class Body>
 template <int pixels, int taps, int step>
 constexpr int pixels_in_row = (pixels - 1) * step + taps;
 
+// body<taps>(first tap) for all taps of a position, row by row: each row at once, or, if it has
+// more_taps, so many as there are loops for.
+template <int taps, class Body>
+[[gnu::always_inline]] static inline void for_rows_of_taps(const Positions& at, const Body& body) {
+  const Tap* tap = at.taps;
+  for (int64_t row = 0; row < at.tap_rows; ++row) {
+    if constexpr (taps <= most_taps) {
+      body.template operator()<taps>(tap);
+      tap += taps;
+    } else {
+      const Tap* const end = tap + at.row_taps;
+      for (; tap + most_taps <= end; tap += most_taps) body.template operator()<most_taps>(tap);
+      if (tap + 2 == end) {
+        body.template operator()<2>(tap);
+      } else if (tap + 1 == end) {
+        body.template operator()<1>(tap);
+      }
+      tap = end;
+    }
+  }
+}
+
 // ---------------------------------------------------------------------------------------------
 // The sum over taps: forward and data gradient
 
@@ -229,14 +253,11 @@ template <int pixels>
 template <int pixels, int taps, int step, int vectors, bool whole>
 void sum_neighbours(const TapSum& conv, const Positions& at, const float* source, float* result,
                     int64_t pixel, int64_t c, int64_t end) {
-  constexpr int row_pixels = pixels_in_row<pixels, taps, step>;
   const float* const bias = conv.bias;
   const float* const weights = conv.weights;
   const int64_t result_step = at.result_step;
   const vec least = conv.least;
   const int64_t count = end - c;
-  const Tap* const first = at.taps;
-  const Tap* const last = first + at.tap_rows * taps;
   for (; c < end; c += vectors * lanes) {
     vec sums[pixels][vectors];
 #pragma GCC unroll 2
@@ -245,28 +266,30 @@ void sum_neighbours(const TapSum& conv, const Positions& at, const float* source
 #pragma GCC unroll 8
       for (int p = 0; p < pixels; ++p) sums[p][q] = start;
     }
-    for (const Tap* tap = first; tap < last; tap += taps) {
+    for_rows_of_taps<taps>(at, [&]<int some>(const Tap* tap) __attribute__((always_inline)) {
       const float* x = source + tap->x + c;
-      vec w[taps][vectors];
+      vec w[some][vectors];
 #pragma GCC unroll 3
-      for (int t = 0; t < taps; ++t) {
+      for (int t = 0; t < some; ++t) {
 #pragma GCC unroll 2
         for (int q = 0; q < vectors; ++q)
           w[t][q] = load_lanes<whole>(weights + tap[t].w + c + q * lanes, count);
       }
 #pragma GCC unroll 17
-      for (int i = 0; i < row_pixels; ++i, x += pixel) {
+      for (int i = 0; i < pixels_in_row<pixels, some, step>; ++i, x += pixel) {
 #pragma GCC unroll 2
         for (int q = 0; q < vectors; ++q) {
           const vec v = load_lanes<whole>(x + q * lanes, count);
-          for_uses<pixels, taps, step>(i, [&](int p, int t) __attribute__((always_inline)) {
+          for_uses<pixels, some, step>(i, [&](int p, int t) __attribute__((always_inline)) {
             sums[p][q] = fmadd(v, w[t][q], sums[p][q]);
           });
         }
       }
+    });
+    if (conv.fetch && at.tap_rows > 0) {
+      const Tap* const last_row = at.taps + (at.tap_rows - 1) * at.row_taps;
+      fetch_next<pixels * step>(source + last_row->x + c, pixel, conv.source_line, conv.new_rows);
     }
-    if (conv.fetch && last > first)
-      fetch_next<pixels * step>(source + last[-taps].x + c, pixel, conv.source_line, conv.new_rows);
     float* y = result + c;
 #pragma GCC unroll 8
     for (int p = 0; p < pixels; ++p, y += result_step) {
@@ -277,18 +300,27 @@ void sum_neighbours(const TapSum& conv, const Positions& at, const float* source
   }
 }
 
-// The same for any taps, position by position.
-void sum_taps(const TapSum& conv, const Positions& at, int64_t pixels, const float* source,
-              float* result, int64_t c, int64_t end) {
+// The same for any taps of `pixels` positions.
+template <int pixels>
+void sum_taps(const TapSum& conv, const Positions& at, const float* source, float* result,
+              int64_t c, int64_t end) {
   for (; c < end; c += lanes) {
     const int64_t count = min(lanes, end - c);
-    for (int64_t p = 0; p < pixels; ++p) {
-      vec sum = conv.bias != nullptr ? load_part(conv.bias + c, count) : zero();
-      for (int64_t t = 0; t < at.tap_rows * at.row_taps; ++t) {
-        const float* const x = source + p * at.source_step + at.taps[t].x + c;
-        sum = fmadd(load_part(x, count), load_part(conv.weights + at.taps[t].w + c, count), sum);
+    vec sums[pixels];
+    const vec start = conv.bias != nullptr ? load_part(conv.bias + c, count) : zero();
+#pragma GCC unroll 4
+    for (int p = 0; p < pixels; ++p) sums[p] = start;
+    for (int64_t t = 0; t < at.tap_rows * at.row_taps; ++t) {
+      const float* const x = source + at.taps[t].x + c;
+      const vec w = load_part(conv.weights + at.taps[t].w + c, count);
+#pragma GCC unroll 4
+      for (int p = 0; p < pixels; ++p) {
+        sums[p] = fmadd(load_part(x + p * at.source_step, count), w, sums[p]);
       }
-      store_part(result + p * at.result_step + c, at_least(conv.least, sum), count);
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < pixels; ++p) {
+      store_part(result + p * at.result_step + c, at_least(conv.least, sums[p]), count);
     }
   }
 }
@@ -309,7 +341,8 @@ bool for_neighbours(const Positions& at, int64_t count, int64_t pixel, const Run
   if constexpr (step > 1) {
     if (at.source_step < step * pixel) return for_neighbours<taps, step - 1>(at, count, pixel, run);
   }
-  if (!at.neighbours || at.row_taps != taps || at.source_step != step * pixel) return false;
+  const bool taps_fit = taps > most_taps ? at.row_taps >= taps : at.row_taps == taps;
+  if (!at.neighbours || !taps_fit || at.source_step != step * pixel) return false;
   for_tiles<most_pixels, taps, step>(0, count, run);
   return true;
 }
@@ -323,7 +356,7 @@ void run(const Conv2dShape& s, const TapSum& conv, const TapTable& table, int64_
       table.for_positions(row % result_h, [&](const Positions& at, int64_t count) {
         const float* const source = conv.source + n * conv.source_size + at.source;
         float* const result = image + at.result;
-        const bool done = for_neighbours<most_taps, most_steps>(
+        const bool done = for_neighbours<more_taps, most_steps>(
             at, count, s.c, [&]<int pixels, int taps, int step>(int64_t p) {
               const float* const from = source + p * at.source_step;
               float* const to = result + p * at.result_step;
@@ -331,7 +364,14 @@ void run(const Conv2dShape& s, const TapSum& conv, const TapTable& table, int64_
                 sum_neighbours<pixels, taps, step, vectors, whole>(conv, at, from, to, s.c, c, end);
               });
             });
-        if (!done) sum_taps(conv, at, count, source, result, c0, c1);
+        if (done) return;
+        int64_t p = 0;
+        for (; p + 4 <= count; p += 4) {
+          sum_taps<4>(conv, at, source + p * at.source_step, result + p * at.result_step, c0, c1);
+        }
+        for (; p < count; ++p) {
+          sum_taps<1>(conv, at, source + p * at.source_step, result + p * at.result_step, c0, c1);
+        }
       });
     }
   });
@@ -367,12 +407,9 @@ vec load_gradient(const WeightSums& to, int64_t at, int64_t count) {
 template <int pixels, int taps, int step, int vectors, bool whole>
 void add_neighbours(const WeightSums& to, const Positions& at, int64_t x_at, int64_t dy_at,
                     int64_t pixel, int64_t c, int64_t end) {
-  constexpr int row_pixels = pixels_in_row<pixels, taps, step>;
   const float* const source = to.x + x_at;
   float* const sums = to.sums;
   const int64_t count = end - c;
-  const Tap* const first = at.taps;
-  const Tap* const last = first + at.tap_rows * taps;
   for (; c < end; c += vectors * lanes) {
     vec gradients[pixels][vectors];
 #pragma GCC unroll 2
@@ -386,35 +423,36 @@ void add_neighbours(const WeightSums& to, const Positions& at, int64_t x_at, int
       }
       store_lanes<whole>(to.bias + at_q, bias, count);
     }
-    if (to.fetch && last > first) {
-      fetch_next<pixels * step>(source + last[-taps].x + c, pixel, to.line, to.new_rows);
+    if (to.fetch && at.tap_rows > 0) {
+      const Tap* const last_row = at.taps + (at.tap_rows - 1) * at.row_taps;
+      fetch_next<pixels * step>(source + last_row->x + c, pixel, to.line, to.new_rows);
     }
-    for (const Tap* tap = first; tap < last; tap += taps) {
+    for_rows_of_taps<taps>(at, [&]<int some>(const Tap* tap) __attribute__((always_inline)) {
       const float* x = source + tap->x + c;
-      vec sum[taps][vectors];
+      vec sum[some][vectors];
 #pragma GCC unroll 3
-      for (int t = 0; t < taps; ++t) {
+      for (int t = 0; t < some; ++t) {
 #pragma GCC unroll 2
         for (int q = 0; q < vectors; ++q)
           sum[t][q] = load_lanes<whole>(sums + tap[t].w + c + q * lanes, count);
       }
 #pragma GCC unroll 17
-      for (int i = 0; i < row_pixels; ++i, x += pixel) {
+      for (int i = 0; i < pixels_in_row<pixels, some, step>; ++i, x += pixel) {
 #pragma GCC unroll 2
         for (int q = 0; q < vectors; ++q) {
           const vec v = load_lanes<whole>(x + q * lanes, count);
-          for_uses<pixels, taps, step>(i, [&](int p, int t) __attribute__((always_inline)) {
+          for_uses<pixels, some, step>(i, [&](int p, int t) __attribute__((always_inline)) {
             sum[t][q] = fmadd(gradients[p][q], v, sum[t][q]);
           });
         }
       }
 #pragma GCC unroll 3
-      for (int t = 0; t < taps; ++t) {
+      for (int t = 0; t < some; ++t) {
 #pragma GCC unroll 2
         for (int q = 0; q < vectors; ++q)
           store_lanes<whole>(sums + tap[t].w + c + q * lanes, sum[t][q], count);
       }
-    }
+    });
   }
 }
 
@@ -530,7 +568,7 @@ void conv2d_depthwise_backward_weights(const Conv2dShape& s, Activation activati
       table.for_positions(row % s.oh, [&](const Positions& at, int64_t count) {
         const int64_t x_at = n * s.h * s.w * s.c + at.source;
         const int64_t dy_at = n * s.oh * s.ow * s.c + at.result;
-        const bool done = for_neighbours<most_taps, most_steps>(
+        const bool done = for_neighbours<more_taps, most_steps>(
             at, count, s.c, [&]<int pixels, int row_taps, int step>(int64_t p) {
               const int64_t x_tile = x_at + p * at.source_step,
                             dy_tile = dy_at + p * at.result_step;
