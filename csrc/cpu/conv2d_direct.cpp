@@ -255,6 +255,19 @@ bool weights_as_they_lie(const TapConvolution& conv) {
          conv.features % lanes == 0 && conv.positions() <= most_positions &&
          (TapTable::pairs(conv) == 1 || conv.weights_bytes() <= most_bytes);
 }
+// How many tiles the positions of so many images are.
+int64_t tiles(const TapConvolution& conv, int64_t images) {
+  const int64_t rows = tile_rows[panel_vectors(conv.features, 0)];
+  int64_t count = 0;
+  for (int64_t r = 0; r < conv.rows.class_count; ++r) {
+    for (int64_t c = 0; c < conv.cols.class_count; ++c) {
+      count += ceil_div(images * conv.rows.classes[r].position_count *
+                            conv.cols.classes[c].position_count,
+                        rows);
+    }
+  }
+  return count;
+}
 Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept) {
   // Of the packed panels of an item, which should stay in the nearer caches; several are read
   // together, as a panel's row is one cache line.
@@ -309,9 +322,15 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
     cut.row_parts = min(conv.result_h, items_per_thread);
     return cut;
   }
-  // Small images go several to an item, so that borders of one pixel still fill a tile.
-  cut.images = max(1, min(2 * max_tile_rows, item_bytes / max(source_bytes + result_bytes, 1)));
-  cut.images = max(1, min(cut.images, conv.n / wanted));
+  // Small images go several to an item, so that borders of one pixel still fill a tile; even if
+  // items become few, where that saves many tiles.
+  const int64_t most_images =
+      min(conv.n, max(1, min(2 * max_tile_rows,
+                             item_bytes / max(source_bytes + result_bytes, 1))));
+  cut.images = max(1, min(most_images, conv.n / wanted));
+  if (2 * tiles(conv, cut.images) * most_images > 3 * tiles(conv, most_images) * cut.images) {
+    cut.images = most_images;
+  }
   cut.image_parts = ceil_div(conv.n, cut.images);
   cut.row_parts = min(conv.result_h, max(ceil_div(wanted, max(cut.image_parts, 1)),
                                          ceil_div(source_bytes + result_bytes, item_bytes)));
