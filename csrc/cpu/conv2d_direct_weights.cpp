@@ -157,11 +157,26 @@ void pack_gradient(const float* dy, const float* y, int64_t stride, int64_t pixe
   pack(dy, y, stride, pixels, features, packed, bias);
 }
 
+// to[i][f] = x[i] * dy[f] for `rows` rows that lie one behind another. A row's last vector is
+// a whole one, whose surplus the next row overwrites, if there is one. x may be null, for zeros; of
+// dy there are some more floats than features.
+void scale_rows(int64_t rows, int64_t features, const float* x, const float* dy, float* to) {
+  const float* const end = to + rows * features;
+  for (int64_t row = 0; row < rows; ++row, to += features) {
+    const float value = x != nullptr ? x[row] : 0.0f;
+    int64_t f = 0;
+    for (; f < features && to + f + lanes <= end; f += lanes) {
+      store(to + f, mul(broadcast(value), load(dy + f)));
+    }
+    for (; f < features; ++f) to[f] = value * dy[f];
+  }
+}
+
 // The whole gradient of a batch with a single output pixel: every row of dw is dy, scaled.
 void one_pixel_weights(const Conv2dShape& s, Activation activation, const float* dy, const float* y,
                        const float* x, float* dw, float* db) {
   Scratch memory;
-  const int64_t masked_at = memory.reserve<float>(s.oc);
+  const int64_t masked_at = memory.reserve<float>(s.oc + lanes);
   memory.allocate();
   float* const masked = memory.at<float>(masked_at);
   if (activation == Activation::relu) {
@@ -169,19 +184,27 @@ void one_pixel_weights(const Conv2dShape& s, Activation activation, const float*
   } else {
     copy(masked, dy, s.oc);
   }
+  clear(masked + s.oc, lanes);
   if (db != nullptr) copy(db, masked, s.oc);
   const int64_t group_c = s.c / s.groups, features = s.oc / s.groups;
   parallel_ranges(s.kh * s.kw * group_c, max(1, 16 * 1024 / s.oc), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t tap = row / group_c;
+    for (int64_t row = begin, next = begin; row < end; row = next) {
+      const int64_t tap = row / group_c, channel = row % group_c;
+      next = min(end, (tap + 1) * group_c);
       const int64_t ih = tap / s.kw * s.dilation_h - s.pad_top;
       const int64_t iw = tap % s.kw * s.dilation_w - s.pad_left;
       const bool inside = ih >= 0 && ih < s.h && iw >= 0 && iw < s.w;
-      for (int64_t group = 0; group < s.groups; ++group) {
-        const float value = inside ? x[(ih * s.w + iw) * s.c + group * group_c + row % group_c] : 0;
-        const float* const from = masked + group * features;
-        float* const to = dw + row * s.oc + group * features;
-        for (int64_t f = 0; f < features; ++f) to[f] = value * from[f];
+      const float* const pixel = inside ? x + (ih * s.w + iw) * s.c : nullptr;
+      if (s.groups == 1) {
+        scale_rows(next - row, features, behind(pixel, channel), masked, dw + row * s.oc);
+        continue;
+      }
+      for (int64_t i = row; i < next; ++i) {
+        for (int64_t group = 0; group < s.groups; ++group) {
+          const int64_t c = group * group_c + channel + i - row;
+          scale_rows(1, features, behind(pixel, c), masked + group * features,
+                     dw + i * s.oc + group * features);
+        }
       }
     }
   });
