@@ -622,8 +622,11 @@ void run_rows(const TapConvolution& conv) {
 // Data gradient: every result is a product of two vectors that lie contiguous, along the channels
 // that are summed over.
 bool few_enough_for_dots(const TapConvolution& conv) {
-  constexpr int64_t most_positions = 48;
-  return conv.weight_k == 1 && conv.depth >= 4 * lanes && conv.positions() <= most_positions;
+  // Adding up a product's lanes takes as long as sixteen of its terms do when weights are packed.
+  constexpr int64_t lanes_cost = 16, least = 4, most = 32;
+  const int64_t terms = conv.kernel_h * conv.kernel_w * conv.depth;
+  return conv.weight_k == 1 && conv.depth >= 2 * lanes &&
+         conv.positions() <= max(least, min(most, terms / lanes_cost));
 }
 void run_dots(const TapConvolution& conv) {
   const FewPositions few(conv);
