@@ -9,25 +9,15 @@
 // rounding errors are those of h + w additions, not h * w. Every element of dx looks for its own
 // windows and is written once, whether they overlap or not.
 #include "operations.hpp"
+#include "pool2d.hpp"
 
 namespace pyconv::cpu::PYCONV_ISA {
 
 namespace {
 
-// [begin, end)
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
 // What a window from `start` has of the image, along one axis.
 Range inside(int64_t start, int64_t pool, int64_t size) {
   return {max(0, start), min(start + pool, size)};
-}
-
-// The windows around a position, along one axis; `at` counts from the edge of the padding.
-Range windows_around(int64_t at, int64_t pool, int64_t stride, int64_t windows) {
-  return {at < pool ? 0 : (at - pool) / stride + 1, min(at / stride + 1, windows)};
 }
 
 // body<vectors>(c, count) for the channels [begin, end): `count` of each of the vectors from c on,

@@ -11,15 +11,11 @@
 // at a time, and is written once. Where many windows overlap, or channels are few, it is less work
 // to go from each value to the pixel that it came from.
 #include "operations.hpp"
+#include "pool2d.hpp"
 
 namespace pyconv::cpu::PYCONV_ISA {
 
 namespace {
-
-// [begin, end)
-struct Range {
-  int64_t begin, end;
-};
 
 // The part of a window that lies in the image: positions [begin, end) along one axis.
 struct Clip {
@@ -108,8 +104,8 @@ void forward(const Pool2dShape& s, const float* x, float* y, Index* argmax) {
 
 // A row of dx, which is row i of a row of windows: dx = dy where the argmax is the pixel's
 // position, else 0. The shape is a copy, which the compiler knows that no store changes.
-template <bool few, class Index>
-void take_row(const Pool2dShape s, int64_t i, const float* dy, const Index* argmax, float* dx) {
+template <bool few>
+void take_row(const Pool2dShape s, int64_t i, const float* dy, const uint8_t* argmax, float* dx) {
   int64_t done = 0;  // pixels that are written
   for (int64_t ow = 0; ow < s.ow; ++ow, dy += s.c, argmax += s.c) {
     const int64_t left = ow * s.stride_w - s.pad_left;
@@ -123,7 +119,7 @@ void take_row(const Pool2dShape s, int64_t i, const float* dy, const Index* argm
     const bool fits = !few || s.c * min(s.w - left - cols.end + 1, s.ow - ow) >= lanes;
     float* to = dx + done * s.c;
     for (int64_t j = cols.begin; j < cols.end; ++j, to += s.c) {
-      const auto position = static_cast<Index>(i * s.pool_w + j);
+      const auto position = static_cast<uint8_t>(i * s.pool_w + j);
       const auto take_vector = [&](int64_t c) __attribute__((always_inline)) {
         store(to + c, where_equal(argmax + c, position, load(dy + c)));
       };
@@ -148,8 +144,7 @@ void take_row(const Pool2dShape s, int64_t i, const float* dy, const Index* argm
 
 // Windows that do not overlap: every element of dx belongs to at most one window and is written
 // once. An item owns the input rows from the top of its window to the top of the next.
-template <class Index>
-void backward_disjoint(const Pool2dShape& s, const float* dy, const Index* argmax, float* dx) {
+void backward_by_rows(const Pool2dShape& s, const float* dy, const uint8_t* argmax, float* dx) {
   parallel_for(num_threads(), s.n * s.oh, [&](int64_t item, int) {
     const int64_t n = item / s.oh, oh = item % s.oh;
     const int64_t top = oh * s.stride_h - s.pad_top, window = item * s.ow * s.c;
@@ -170,21 +165,28 @@ void backward_disjoint(const Pool2dShape& s, const float* dy, const Index* argma
   });
 }
 
-// The windows around a position, along one axis; `at` counts from the edge of the padding.
-Range windows_around(int64_t at, int64_t pool, int64_t stride, int64_t windows) {
-  return {at < pool ? 0 : (at - pool) / stride + 1, min(at / stride + 1, windows)};
-}
-
 // dx in these rows of an image, for some channels: every window around them hands out its values
-// one by one, in their order. dy, argmax and dx: of the image.
+// one by one, in their order. dy, argmax and dx: of the image. The caller's argmax may hold
+// anything.
 template <class Index>
 void scatter(const Pool2dShape& s, const Range& rows, const Range& channels,
              const float* __restrict dy, const Index* __restrict argmax, float* __restrict dx) {
+  const int64_t line = s.w * s.c;
   if (channels.end - channels.begin == s.c) {
-    clear(dx + rows.begin * s.w * s.c, (rows.end - rows.begin) * s.w * s.c);
+    clear(dx + rows.begin * line, (rows.end - rows.begin) * line);
   } else {
     for (int64_t pixel = rows.begin * s.w; pixel < rows.end * s.w; ++pixel) {
       clear(dx + pixel * s.c + channels.begin, channels.end - channels.begin);
+    }
+  }
+  // From a window's corner to the positions of a byte, which saves a division.
+  constexpr bool looked_up = sizeof(Index) == 1;
+  constexpr int64_t none = -1;
+  int64_t offsets[looked_up ? max_uint8_window : 1];
+  if (looked_up) {
+    for (int64_t& offset : offsets) offset = none;
+    for (int64_t i = 0; i < s.pool_h; ++i) {
+      for (int64_t j = 0; j < s.pool_w; ++j) offsets[i * s.pool_w + j] = i * line + j * s.c;
     }
   }
   const auto pool_w = static_cast<uint32_t>(s.pool_w);
@@ -195,12 +197,21 @@ void scatter(const Pool2dShape& s, const Range& rows, const Range& channels,
     for (int64_t ow = 0; ow < s.ow; ++ow) {
       const int64_t window = (oh * s.ow + ow) * s.c;
       const int64_t ih = oh * s.stride_h - s.pad_top, iw = ow * s.stride_w - s.pad_left;
+      const bool inside =
+          ih >= rows.begin && ih + s.pool_h <= rows.end && iw >= 0 && iw + s.pool_w <= s.w;
+      if (looked_up && inside) {
+        float* const corner = dx + ih * line + iw * s.c;
+        for (int64_t c = channels.begin; c < channels.end; ++c) {
+          const int64_t offset = offsets[argmax[window + c]];
+          if (offset != none) corner[offset + c] += dy[window + c];
+        }
+        continue;
+      }
       for (int64_t c = channels.begin; c < channels.end; ++c) {
         const auto position = static_cast<uint32_t>(argmax[window + c]);
         const int64_t row = ih + position / pool_w, column = iw + position % pool_w;
-        // The caller's argmax may hold anything.
         if (row < rows.begin || row >= rows.end || column < 0 || column >= s.w) continue;
-        dx[(row * s.w + column) * s.c + c] += dy[window + c];
+        dx[row * line + column * s.c + c] += dy[window + c];
       }
     }
   }
@@ -214,8 +225,8 @@ struct Pixel {
 
 // dx = sum of dy over the windows that the pixel won, for V vectors of channels. dy and argmax: of
 // its image.
-template <int V, class Index>
-void collect(const Pool2dShape& s, const Pixel& pixel, const float* dy, const Index* argmax,
+template <int V>
+void collect(const Pool2dShape& s, const Pixel& pixel, const float* dy, const uint8_t* argmax,
              float* dx) {
   vec sum[V];
 #pragma GCC unroll 8
@@ -223,9 +234,9 @@ void collect(const Pool2dShape& s, const Pixel& pixel, const float* dy, const In
   for (int64_t oh = pixel.windows_h.begin; oh < pixel.windows_h.end; ++oh) {
     for (int64_t ow = pixel.windows_w.begin; ow < pixel.windows_w.end; ++ow) {
       const int64_t i = pixel.h - oh * s.stride_h, j = pixel.w - ow * s.stride_w;
-      const auto position = static_cast<Index>(i * s.pool_w + j);
+      const auto position = static_cast<uint8_t>(i * s.pool_w + j);
       const float* const from = dy + (oh * s.ow + ow) * s.c;
-      const Index* const winner = argmax + (oh * s.ow + ow) * s.c;
+      const uint8_t* const winner = argmax + (oh * s.ow + ow) * s.c;
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         sum[v] = add(sum[v], where_equal(winner + v * lanes, position, load(from + v * lanes)));
@@ -237,8 +248,7 @@ void collect(const Pool2dShape& s, const Pixel& pixel, const float* dy, const In
 }
 
 // Windows that overlap: every pixel looks through the windows around it, in their order.
-template <class Index>
-void backward_by_pixels(const Pool2dShape& s, const float* dy, const Index* argmax, float* dx) {
+void backward_by_pixels(const Pool2dShape& s, const float* dy, const uint8_t* argmax, float* dx) {
   constexpr int many = lanes < 16 ? 8 : 4, some = many / 2;
   parallel_rows(s.n * s.h, s.c, [&](int64_t first, int64_t last, int64_t c0, int64_t c1) {
     for (int64_t row = first; row < last; ++row) {
@@ -289,21 +299,24 @@ void backward_by_values(const Pool2dShape& s, const float* dy, const Index* argm
   });
 }
 
-// Whether that is less work, for a window's channels, in half nanoseconds of a Zen 3 core: 5 a
-// value against 16 a pixel and, for each window around it, 3 and 1 a vector.
-bool values_pay(const Pool2dShape& s) {
-  return 5 * s.c < 16 * s.stride_h * s.stride_w + s.pool_h * s.pool_w * (3 + ceil_div(s.c, lanes));
-}
-
-template <class Index>
-void backward(const Pool2dShape& s, const float* dy, const Index* argmax, float* dx) {
-  if (s.stride_h >= s.pool_h && s.stride_w >= s.pool_w) {
-    backward_disjoint(s, dy, argmax, dx);
-  } else if (values_pay(s)) {
+void backward(const Pool2dShape& s, const float* dy, const uint8_t* argmax, float* dx) {
+  // What a window costs, in half nanoseconds of a Zen 3 core: its values and clearing its pixels,
+  // or comparisons, and finding the windows around pixels where these differ.
+  const int64_t vectors = ceil_div(s.c, lanes), pixels = s.stride_h * s.stride_w;
+  const bool disjoint = s.stride_h >= s.pool_h && s.stride_w >= s.pool_w;
+  const int64_t by_values = 4 * s.c + pixels * vectors / 2;
+  const int64_t by_positions = s.pool_h * s.pool_w * (3 + vectors) + (disjoint ? 0 : 16 * pixels);
+  if (by_values < by_positions) {
     backward_by_values(s, dy, argmax, dx);
+  } else if (disjoint) {
+    backward_by_rows(s, dy, argmax, dx);
   } else {
     backward_by_pixels(s, dy, argmax, dx);
   }
+}
+// Larger windows have more positions than are worth comparing.
+void backward(const Pool2dShape& s, const float* dy, const int32_t* argmax, float* dx) {
+  backward_by_values(s, dy, argmax, dx);
 }
 
 bool uint8_argmax(const Pool2dShape& s) { return s.pool_h * s.pool_w <= max_uint8_window; }

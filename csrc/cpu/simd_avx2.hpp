@@ -110,11 +110,6 @@ static inline vec where_equal(const uint8_t* which, uint8_t value, vec v) {
   const __m256i equal = _mm256_cmpeq_epi32(_mm256_set1_epi32(value), load_bytes(which));
   return _mm256_and_ps(_mm256_castsi256_ps(equal), v);
 }
-static inline vec where_equal(const int32_t* which, int32_t value, vec v) {
-  const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(which));
-  const __m256i equal = _mm256_cmpeq_epi32(_mm256_set1_epi32(value), numbers);
-  return _mm256_and_ps(_mm256_castsi256_ps(equal), v);
-}
 // counts[i] += which[i] < limit
 static inline void count_below(int32_t* counts, const uint8_t* which, uint8_t limit) {
   __m256i* const at = reinterpret_cast<__m256i*>(counts);

@@ -116,11 +116,6 @@ static inline vec where_equal(const uint8_t* which, uint8_t value, vec v) {
                           _mm_set1_epi8(static_cast<char>(value)));
   return _mm512_maskz_mov_ps(equal, v);
 }
-static inline vec where_equal(const int32_t* which, int32_t value, vec v) {
-  const __mmask16 equal =
-      _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(which), _mm512_set1_epi32(value));
-  return _mm512_maskz_mov_ps(equal, v);
-}
 // counts[i] += which[i] < limit
 static inline void count_below(int32_t* counts, const uint8_t* which, uint8_t limit) {
   const __m512i old = _mm512_loadu_si512(counts);

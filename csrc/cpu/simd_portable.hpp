@@ -168,8 +168,7 @@ static inline vec where_below(const uint8_t* which, uint8_t limit, vec v) {
   return v;
 }
 // v where which[i] == value, else 0.
-template <class Index>
-static inline vec where_equal(const Index* which, Index value, vec v) {
+static inline vec where_equal(const uint8_t* which, uint8_t value, vec v) {
   for (int i = 0; i < lanes; ++i) v[i] = which[i] == value ? v[i] : 0.0f;
   return v;
 }
