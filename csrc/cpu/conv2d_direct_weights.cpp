@@ -210,15 +210,16 @@ void one_pixel_weights(const Conv2dShape& s, Activation activation, const float*
   });
 }
 
-// Few features would leave lanes of their vectors empty. In a dense layer, or a 1x1 convolution,
-// vectors may run along the channels instead: dw^T = dy^T x. Not of so many pixels that their sum
-// should be cut.
+// Few features would leave lanes of their vectors empty, or the sums of few pixels be written far
+// apart. In a dense layer, or a 1x1 convolution, vectors may run along the channels instead:
+// dw^T = dy^T x. Not of so many pixels that their sum should be cut.
 bool few_features(const Conv2dShape& s) {
   const bool dense = s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 &&
                      s.pad_top == 0 && s.pad_left == 0 && s.oh == s.h && s.ow == s.w;
-  constexpr int64_t most_pixels = 2048;
-  return dense && s.groups == 1 && s.c >= 2 * panel_lanes && s.n * s.h * s.w <= most_pixels &&
-         4 * s.oc <= 3 * padded_features(s.oc) && s.oc <= 2 * tile_rows[2];
+  constexpr int64_t most_features = 32, most_pixels = 2048, most_gradients = 28 * 1024;
+  const int64_t pixels = s.n * s.h * s.w;
+  return dense && s.groups == 1 && s.c >= 2 * panel_lanes && s.oc <= most_features &&
+         pixels <= most_pixels && pixels * s.oc <= most_gradients;
 }
 
 void few_features_weights(const Conv2dShape& s, Activation activation, const float* dy,
@@ -258,11 +259,8 @@ void few_features_weights(const Conv2dShape& s, Activation activation, const flo
     for_parts(s.oc, ceil_div(s.oc, tile_rows[2]), [&](int64_t feature, int64_t features) {
       tile.a = dy + feature;
       run_tile(tile, 2, features);
-      for (int64_t c = done; c < panel_lanes; ++c) {
-        for (int64_t f = 0; f < features; ++f) {
-          dw[(first + c) * s.oc + feature + f] = sums[f * panel_lanes + c];
-        }
-      }
+      transpose(sums + done, panel_lanes, features, panel_lanes - done,
+                dw + (first + done) * s.oc + feature, s.oc);
     });
   });
 }
