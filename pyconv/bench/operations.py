@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -233,6 +234,54 @@ OTHERS = (
     Layer("dense 784", 1, 784, 128, 1),
 )
 
+
+def drawn(seed: int, count: int) -> tuple[Layer, ...]:
+    """Layers that nobody chose: the same ones for a seed, none with more than half a GFLOP an
+    image."""
+    rng = random.Random(seed)
+
+    def size(least: int, most: int) -> int:
+        return round(math.exp(rng.uniform(math.log(least), math.log(most))))
+
+    def channels() -> int:  # multiples of 8 more often than not
+        number = size(1, 512)
+        return number - number % 8 if number >= 8 and rng.random() < 0.6 else number
+
+    kernels = [1, 1, 1, 2, 3, 3, 3, 3, 4, 5, 5, 7, 9, 11]
+    layers: list[Layer] = []
+    while len(layers) < count:
+        kind = rng.choices(["conv", "depthwise", "grouped", "pool", "dense"], [55, 9, 4, 16, 16])[0]
+        if kind == "dense":
+            inputs, units = size(1, 4096), size(1, 4096)
+            layers.append(Layer(f"dense {inputs}-{units}", 1, inputs, units))
+            continue
+        kernel = rng.choice([2, 2, 3, 3, 4, 5, 7] if kind == "pool" else kernels)
+        stride = rng.randint(1, kernel) if kind == "pool" else rng.choice([1, 1, 1, 1, 2, 2, 3, 4])
+        pad = rng.choice([0, kernel // 2])
+        at, inputs, filters, groups = size(kernel, 224), channels(), channels(), 1
+        if kind == "pool":
+            filters = 0
+        elif kind == "depthwise":
+            filters = groups = inputs
+        elif kind == "grouped":
+            inputs, filters, groups = -(-inputs // 4) * 4, -(-filters // 4) * 4, 4
+        name = f"{kernel}x{kernel}/{stride} {at} {inputs}" + (f"-{filters}" if filters else "")
+        layer = Layer(
+            f"{kind} {name}",
+            at,
+            inputs,
+            filters,
+            kernel,
+            stride,
+            pad,
+            groups,
+            "pool" if kind == "pool" else "conv",
+        )
+        if layer.flops(1) <= 5e8:
+            layers.append(layer)
+    return tuple(layers)
+
+
 NETWORKS = {
     "tutorial": TUTORIAL,
     "lenet": LENET,
@@ -244,6 +293,7 @@ NETWORKS = {
     "resnet50-224": resnet50(224),
     "mobilenet": mobilenet(224),
     "others": OTHERS,
+    "drawn": drawn(seed=0, count=100),
 }
 
 
