@@ -693,7 +693,9 @@ bool direct_pads(const Conv2dShape& s) {
 void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                    const float* b, float* y) {
   if (s.n == 0) return;
-  if (first_fits(s)) {
+  // Its tiles are pixels of a row; a dense layer has one.
+  constexpr int64_t least_pixels = 4;
+  if (first_fits(s) && s.ow >= least_pixels) {
     conv2d_first(s, activation, x, w, b, y);
     return;
   }
