@@ -394,6 +394,20 @@ def test_kernels_of_all_passes(layer):
         assert results is None or results > 0
 
 
+def test_drawn_layers_are_the_same_for_a_seed_and_can_be_computed():
+    layers = operations.drawn(seed=5, count=40)
+    assert layers == operations.drawn(seed=5, count=40) != operations.drawn(seed=6, count=40)
+    assert {layer.name.split()[0] for layer in layers} >= {"conv", "depthwise", "pool", "dense"}
+    for layer in layers:
+        assert layer.flops(1) <= 5e8 and layer.output_size >= 1, layer
+        assert layer.channels % layer.groups == 0 == layer.filters % layer.groups, layer
+        if layer.memory(1) < 1e6:
+            for name in layer.passes:
+                setting = Setting(pyconv.get_num_threads())
+                (call,) = operations.pyconv_calls(layer, name, 1, setting)
+                assert operations.digest(call) > 0, (layer, name)
+
+
 def test_ceilings_are_measured(monkeypatch):
     monkeypatch.setattr(ceilings, "array_size", lambda: 2**20)
     found = ceilings.measure(1, "cpu", 0.001)
