@@ -167,7 +167,7 @@ void backward_by_rows(const Pool2dShape& s, const float* dy, const uint8_t* argm
 
 // dx in these rows of an image, for some channels: every window around them hands out its values
 // one by one, in their order. dy, argmax and dx: of the image. The caller's argmax may hold
-// anything.
+// anything; what is no position goes nowhere.
 template <class Index>
 void scatter(const Pool2dShape& s, const Range& rows, const Range& channels,
              const float* __restrict dy, const Index* __restrict argmax, float* __restrict dx) {
@@ -190,6 +190,7 @@ void scatter(const Pool2dShape& s, const Range& rows, const Range& channels,
     }
   }
   const auto pool_w = static_cast<uint32_t>(s.pool_w);
+  const int64_t positions = s.pool_h * s.pool_w;
   const int64_t top = rows.begin + s.pad_top, bottom = rows.end - 1 + s.pad_top;
   const int64_t oh_begin = windows_around(top, s.pool_h, s.stride_h, s.oh).begin;
   const int64_t oh_end = windows_around(bottom, s.pool_h, s.stride_h, s.oh).end;
@@ -210,7 +211,8 @@ void scatter(const Pool2dShape& s, const Range& rows, const Range& channels,
       for (int64_t c = channels.begin; c < channels.end; ++c) {
         const auto position = static_cast<uint32_t>(argmax[window + c]);
         const int64_t row = ih + position / pool_w, column = iw + position % pool_w;
-        if (row < rows.begin || row >= rows.end || column < 0 || column >= s.w) continue;
+        const bool in_rows = row >= rows.begin && row < rows.end && column >= 0 && column < s.w;
+        if (position >= positions || !in_rows) continue;
         dx[row * line + column * s.c + c] += dy[window + c];
       }
     }
