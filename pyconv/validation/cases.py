@@ -202,6 +202,10 @@ CONV_CASES: tuple[ConvCase, ...] = (
     ConvCase("depthwise_padded_past", (1, 4, 5, 6), (3, 3), 6, 1, ((5, 3), (4, 6)), 1, 6),
     ConvCase("depthwise_1x1", (3, 4, 5, 40), (1, 1), 40, groups=40, activation="relu"),
     ConvCase("depthwise_many_rows", (3, 40, 16, 16), (3, 3), 16, padding="same", groups=16),
+    ConvCase("depthwise5", (2, 8, 21, 20), (5, 5), 20, padding="same", groups=20),
+    ConvCase("depthwise7_stride2", (2, 11, 26, 17), (7, 7), 17, 2, 3, 1, 17, "relu"),
+    ConvCase("depthwise4x11", (1, 7, 30, 9), (4, 11), 9, groups=9),
+    ConvCase("depthwise6_stride3", (2, 13, 32, 24), (6, 6), 24, 3, "same", groups=24),
     ConvCase("depthwise5_x3", (2, 6, 7, 5), (3, 3), 15, 1, 1, 1, 5, "relu"),
     # Explicit padding.
     ConvCase("pad1", (2, 6, 7, 16), (3, 3), 16, padding=1),
