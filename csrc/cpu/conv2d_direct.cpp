@@ -261,9 +261,8 @@ int64_t tiles(const TapConvolution& conv, int64_t images) {
   int64_t count = 0;
   for (int64_t r = 0; r < conv.rows.class_count; ++r) {
     for (int64_t c = 0; c < conv.cols.class_count; ++c) {
-      count += ceil_div(images * conv.rows.classes[r].position_count *
-                            conv.cols.classes[c].position_count,
-                        rows);
+      count += ceil_div(
+          images * conv.rows.classes[r].position_count * conv.cols.classes[c].position_count, rows);
     }
   }
   return count;
@@ -325,8 +324,7 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
   // Small images go several to an item, so that borders of one pixel still fill a tile; even if
   // items become few, where that saves many tiles.
   const int64_t most_images =
-      min(conv.n, max(1, min(2 * max_tile_rows,
-                             item_bytes / max(source_bytes + result_bytes, 1))));
+      min(conv.n, max(1, min(2 * max_tile_rows, item_bytes / max(source_bytes + result_bytes, 1))));
   cut.images = max(1, min(most_images, conv.n / wanted));
   if (2 * tiles(conv, cut.images) * most_images > 3 * tiles(conv, most_images) * cut.images) {
     cut.images = most_images;
