@@ -20,17 +20,6 @@ Range inside(int64_t start, int64_t pool, int64_t size) {
   return {max(0, start), min(start + pool, size)};
 }
 
-// body<vectors>(c, count) for the channels [begin, end): `count` of each of the vectors from c on,
-// which is all of them but at the end.
-template <class Body>
-void for_channels(int64_t begin, int64_t end, const Body& body) {
-  constexpr int many = lanes < 16 ? 8 : 4, some = many / 2;
-  int64_t c = begin;
-  for (; c + many * lanes <= end; c += many * lanes) body.template operator()<many>(c, lanes);
-  for (; c + some * lanes <= end; c += some * lanes) body.template operator()<some>(c, lanes);
-  for (; c < end; c += lanes) body.template operator()<1>(c, min(lanes, end - c));
-}
-
 // y = mean of these rows and columns of the image; from one to the next are `line` and `pixel`
 // floats.
 template <int vectors>

@@ -365,13 +365,10 @@ void run(const Conv2dShape& s, const TapSum& conv, const TapTable& table, int64_
               });
             });
         if (done) return;
-        int64_t p = 0;
-        for (; p + 4 <= count; p += 4) {
-          sum_taps<4>(conv, at, source + p * at.source_step, result + p * at.result_step, c0, c1);
-        }
-        for (; p < count; ++p) {
-          sum_taps<1>(conv, at, source + p * at.source_step, result + p * at.result_step, c0, c1);
-        }
+        for_tiles<4, 1, 1>(0, count, [&]<int pixels, int, int>(int64_t p) {
+          sum_taps<pixels>(conv, at, source + p * at.source_step, result + p * at.result_step, c0,
+                           c1);
+        });
       });
     }
   });

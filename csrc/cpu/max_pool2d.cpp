@@ -251,11 +251,14 @@ void collect(const Pool2dShape& s, const Pixel& pixel, const float* dy, const ui
 
 // Windows that overlap: every pixel looks through the windows around it, in their order.
 void backward_by_pixels(const Pool2dShape& s, const float* dy, const uint8_t* argmax, float* dx) {
-  constexpr int many = lanes < 16 ? 8 : 4, some = many / 2;
   parallel_rows(s.n * s.h, s.c, [&](int64_t first, int64_t last, int64_t c0, int64_t c1) {
     for (int64_t row = first; row < last; ++row) {
       const int64_t n = row / s.h, ih = row % s.h, image = n * s.oh * s.ow * s.c;
       float* const to = dx + n * s.h * s.w * s.c;
+      if (c1 - c0 < lanes) {
+        scatter(s, {ih, ih + 1}, {c0, c1}, dy + image, argmax + image, to);
+        continue;
+      }
       Pixel pixel{ih + s.pad_top, s.pad_left, {0, 0}, {0, 0}};
       pixel.windows_h = windows_around(pixel.h, s.pool_h, s.stride_h, s.oh);
       for (int64_t iw = 0; iw < s.w; ++iw, ++pixel.w) {
@@ -264,23 +267,10 @@ void backward_by_pixels(const Pool2dShape& s, const float* dy, const uint8_t* ar
         while (around.end < s.ow && around.end * s.stride_w <= pixel.w) ++around.end;
         while (around.begin * s.stride_w + s.pool_w <= pixel.w) ++around.begin;
         const int64_t at = (ih * s.w + iw) * s.c;
-        int64_t c = c0;
-        const auto collect_vectors = [&]<int vectors>() {
-          for (; c + vectors * lanes <= c1; c += vectors * lanes) {
-            collect<vectors>(s, pixel, dy + image + c, argmax + image + c, to + at + c);
-          }
-        };
-        collect_vectors.template operator()<many>();
-        collect_vectors.template operator()<some>();
-        collect_vectors.template operator()<1>();
-        // The last channels, together with some before them once more.
-        if (c < c1 && c > c0) {
-          c = c1 - lanes;
-          collect_vectors.template operator()<1>();
-        }
-      }
-      if (c1 - c0 < lanes) {
-        scatter(s, {ih, ih + 1}, {c0, c1}, dy + image, argmax + image, to);
+        for_channels(c0, c1, [&]<int vectors>(int64_t c, int64_t count) {
+          if (count < lanes) c = c1 - lanes;  // the last, and some before them once more
+          collect<vectors>(s, pixel, dy + image + c, argmax + image + c, to + at + c);
+        });
       }
     }
   });
