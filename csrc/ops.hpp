@@ -120,6 +120,7 @@ struct Operations {
   void (*activate_backward)(int64_t size, Pointwise, float slope, const float* dy, const float* y,
                             float* dx);
   void (*dropout)(int64_t size, const Dropout&, const float* x, float* y);
+  void (*round_bfloat16)(int64_t size, const float* x, float* y);
 
   // Batch normalization of rows of c channels, y = gamma * (x - mean) / sqrt(variance + epsilon) +
   // beta, with the mean and variance given, or those of the rows, of which there is at least one;

@@ -37,6 +37,7 @@ from pyconv._cpu import pad2d as pad2d
 from pyconv._cpu import relu as relu
 from pyconv._cpu import relu_backward as relu_backward
 from pyconv._cpu import rmsprop_step as rmsprop_step
+from pyconv._cpu import round_bfloat16 as round_bfloat16
 from pyconv._cpu import sgd_step as sgd_step
 from pyconv._cpu import softmax as softmax
 from pyconv._cpu import softmax_backward as softmax_backward

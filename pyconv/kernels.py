@@ -57,6 +57,7 @@ __all__ = [
     "relu",
     "relu_backward",
     "rmsprop_step",
+    "round_bfloat16",
     "sgd_step",
     "softmax",
     "softmax_backward",
@@ -988,6 +989,27 @@ def relu_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
     """
     out = _like(dy, "dy") if out is None else out
     _call("relu_backward", dy, y, out)
+    return out
+
+
+def round_bfloat16(x: Array, *, out: Array | None = None) -> Array:
+    """The nearest numbers of bfloat16 (8 bits of exponent, 7 of the mantissa), still as float32.
+
+    Of two that are equally near, the one whose last bit is 0. What rounds to beyond the largest
+    one, 3.39e38, becomes infinite; NaN stays NaN.
+
+    Args:
+        x: array of any shape.
+        out: array for the result; may be x.
+
+    Returns:
+        y, of x's shape.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+    """
+    out = _like(x, "x") if out is None else out
+    _call("round_bfloat16", x, out)
     return out
 
 

@@ -241,6 +241,7 @@ OPERATIONS = (
     "pad2d",
     "relu",
     "relu_backward",
+    "round_bfloat16",
     "activate",
     "activate_backward",
     "batch_norm",

@@ -76,6 +76,7 @@ def calls() -> dict:
             {**dense_masked, "dx": f32(3, 5), "dw": f32(5, 7), "db": f32(7)},
         ),
         "relu": (kernels.relu, [f32(3, 5)], {"out": f32(3, 5)}),
+        "round_bfloat16": (kernels.round_bfloat16, [f32(3, 5)], {"out": f32(3, 5)}),
         "relu_backward": (kernels.relu_backward, [f32(3, 5), f32(3, 5)], {"out": f32(3, 5)}),
         "activate": (kernels.activate, [f32(3, 5), "tanh"], {"out": f32(3, 5)}),
         "activate_backward": (

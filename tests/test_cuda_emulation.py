@@ -74,7 +74,13 @@ def other_results(_) -> list[np.ndarray]:
     z, dy = reals("z", (37, 45)), reals("dy", (37, 45))
     p = kernels.softmax(z)
     w, dw, *slots = (np.array(reals(name, (1003,))) for name in ("w", "dw", "s", "m", "v"))
-    results = [p, kernels.softmax_backward(dy, p), kernels.relu(z), kernels.relu_backward(dy, z)]
+    results = [
+        p,
+        kernels.softmax_backward(dy, p),
+        kernels.relu(z),
+        kernels.relu_backward(dy, z),
+        kernels.round_bfloat16(z),
+    ]
     for name in kernels.POINTWISE:
         y = kernels.activate(z, name)
         results += [y, kernels.activate_backward(dy, y, name)]

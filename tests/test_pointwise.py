@@ -1,4 +1,4 @@
-"""relu, softmax, softmax_cross_entropy and dropout, on every instruction set."""
+"""relu, round_bfloat16, softmax, softmax_cross_entropy and dropout, on every instruction set."""
 
 from __future__ import annotations
 
@@ -64,6 +64,38 @@ def test_relu_of_special_values(target):
         assert_same(y, reference.relu(read))
         dy = np.resize(values, 67)
         assert_same(kernels.relu_backward(dy, x), reference.relu_backward(dy, read))
+
+
+# ----------------------------------------------------------------------------------- round_bfloat16
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_round_bfloat16(target, shape, guarded):
+    x = reals("x", shape)
+    y = kernels.round_bfloat16(x)
+    assert_same(y, reference.round_bfloat16(x))
+    assert_same_bits(kernels.round_bfloat16(y), y)
+    for offset in (1, 7):
+        out = guarded.empty(shape, offset=offset)
+        assert kernels.round_bfloat16(guarded.like(x, offset), out=out) is out
+        assert_same_bits(out, y)
+        in_place = guarded.like(x, offset)
+        assert kernels.round_bfloat16(in_place, out=in_place) is in_place
+        assert_same_bits(in_place, y)
+    guarded.check()
+
+
+def test_round_bfloat16_around_every_number(target):
+    """Every bfloat16, denormals, infinities and NaN included, and around it and its midpoints."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    x = np.add.outer(np.uint32([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF]), upper).view(np.float32)
+    y = kernels.round_bfloat16(x)
+    assert not (y.view(np.uint32) & 0xFFFF).any()
+    is_nan = np.isnan(x)
+    assert_same(np.isnan(y), is_nan)
+    expected = reference.round_bfloat16(x[~is_nan])
+    assert_same(y[~is_nan], expected)
+    assert_same(np.signbit(y), np.signbit(x))
 
 
 # ------------------------------------------------------------------------------------------ softmax

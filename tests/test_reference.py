@@ -231,6 +231,26 @@ def test_avg_pool2d_by_hand():
     assert dx.reshape(2, 3).tolist() == [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
 
 
+def test_round_bfloat16_by_hand():
+    tie = 1 + 2.0**-8  # between 1 and 1 + 2^-7
+    x = [
+        1.0,
+        tie,
+        3 * tie - 2,
+        np.nextafter(tie, 2),
+        -tie,
+        3.4e38,
+        3.39e38,
+        2.0**-134,
+        3e-45,
+        np.inf,
+    ]
+    y = [1.0, 1.0, 1 + 2.0**-6, 1 + 2.0**-7, -1.0, np.inf, 255 * 2.0**120, 0.0, 0.0, np.inf]
+    assert reference.round_bfloat16(x).tolist() == y
+    assert reference.round_bfloat16([1.5 * 2.0**-133, 2.0**-133]).tolist() == [2.0**-132, 2.0**-133]
+    assert np.isnan(reference.round_bfloat16(np.nan))
+
+
 def test_pad2d_by_hand():
     x = np.array([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 2, 2, 1)
     y = reference.pad2d(x, ((1, 0), (0, 1)))

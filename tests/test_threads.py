@@ -64,7 +64,8 @@ def run_dense(batch):
 def run_pointwise():
     x, dy = reals("x", (1003, 257)), reals("dy", (1003, 257))
     y = kernels.softmax(x)
-    results = [kernels.relu(x), kernels.relu_backward(dy, x), y, kernels.softmax_backward(dy, y)]
+    results = [kernels.round_bfloat16(x)]
+    results += [kernels.relu(x), kernels.relu_backward(dy, x), y, kernels.softmax_backward(dy, y)]
     results += kernels.softmax_cross_entropy(x, np.abs(dy))
     for name in kernels.POINTWISE:
         y = kernels.activate(x, name)

@@ -339,6 +339,13 @@ void relu(const py::object& x_, const py::object& y_) {
   Call()->relu(x.size(), x.floats(), y.floats());
 }
 
+void round_bfloat16(const py::object& x_, const py::object& y_) {
+  const Array x = input(x_, "x"), y = output(y_, "out");
+  y.require(x.shape(), "that of x");
+  require_apart_or_same(y, x);
+  Call()->round_bfloat16(x.size(), x.floats(), y.floats());
+}
+
 void relu_backward(const py::object& dy_, const py::object& y_, const py::object& dx_) {
   const Array dy = input(dy_, "dy"), y = input(y_, "y"), dx = output(dx_, "out");
   y.require(dy.shape(), "that of dy");
@@ -774,6 +781,7 @@ PYBIND11_MODULE(PYCONV_JOIN(checked, PYCONV_MODULE), m) {
         arg("pool_size"), arg("strides"), arg("padding"));
   m.def("pad2d", operation(&pad2d), arg("x"), arg("out"), arg("padding"));
   m.def("relu", operation(&relu), arg("x"), arg("out"));
+  m.def("round_bfloat16", operation(&round_bfloat16), arg("x"), arg("out"));
   m.def("relu_backward", operation(&relu_backward), arg("dy"), arg("y"), arg("out"));
   m.def("activate", operation(&activate), arg("x"), arg("out"), arg("name"), arg("negative_slope"));
   m.def("activate_backward", operation(&activate_backward), arg("dy"), arg("y"), arg("out"),

@@ -24,6 +24,7 @@ const Operations operations = {
     .activate = activate,
     .activate_backward = activate_backward,
     .dropout = dropout,
+    .round_bfloat16 = round_bfloat16,
     .batch_norm = batch_norm,
     .batch_norm_training = batch_norm_training,
     .batch_norm_backward = batch_norm_backward,

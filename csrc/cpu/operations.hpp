@@ -40,6 +40,7 @@ void pad2d(const Pad2dShape& shape, const float* x, float* y);
 
 void relu(int64_t size, const float* x, float* y);
 void relu_backward(int64_t size, const float* dy, const float* y, float* dx);
+void round_bfloat16(int64_t size, const float* x, float* y);
 void activate(int64_t size, Pointwise function, float slope, const float* x, float* y);
 void activate_backward(int64_t size, Pointwise function, float slope, const float* dy,
                        const float* y, float* dx);

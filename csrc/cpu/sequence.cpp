@@ -112,6 +112,13 @@ void record_activate(int64_t size, Pointwise function, float slope, const float*
                 });
 }
 
+void record_round_bfloat16(int64_t size, const float* x, float* y) {
+  append_values(size, x, y,
+                [=](const Operations& operations, int64_t n, const float* from, float* to) {
+                  operations.round_bfloat16(n * size, from, to);
+                });
+}
+
 void record_batch_norm(int64_t rows, int64_t c, const float* x, const float* gamma,
                        const float* beta, const float* mean, const float* variance, double epsilon,
                        float* y) {
@@ -170,6 +177,7 @@ const Operations& Sequence::recorder() {
     t.pad2d = record_pad2d;
     t.relu = record_relu;
     t.activate = record_activate;
+    t.round_bfloat16 = record_round_bfloat16;
     t.batch_norm = record_batch_norm;
     t.softmax = record_softmax;
     return t;

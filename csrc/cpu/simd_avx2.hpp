@@ -64,6 +64,17 @@ static inline vec where_positive(vec y, vec v) {
 static inline vec select_positive(vec y, vec a, vec b) {
   return _mm256_blendv_ps(b, a, _mm256_cmp_ps(y, _mm256_setzero_ps(), _CMP_GT_OQ));
 }
+// The nearest numbers of bfloat16; round_bfloat16.cpp explains how.
+static inline vec nearest_bfloat16(vec v) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+  const vec rounded =
+      _mm256_blendv_ps(_mm256_castsi256_ps(_mm256_add_epi32(bits, half)),
+                       _mm256_castsi256_ps(quiet), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  return _mm256_and_ps(rounded, _mm256_castsi256_ps(_mm256_set1_epi32(-0x10000)));
+}
 static inline vec divide(vec a, vec b) { return _mm256_div_ps(a, b); }
 // 2^n of whole numbers from -126 to 127. The sum with 1.5 * 2^23 has n + 127 in its low bits.
 static inline vec power_of_2(vec n) {

@@ -49,6 +49,19 @@ static inline vec where_positive(vec y, vec v) {
 static inline vec select_positive(vec y, vec a, vec b) {
   return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_GT_OQ), a);
 }
+// The nearest numbers of bfloat16; round_bfloat16.cpp explains how.
+static inline vec nearest_bfloat16(vec v) {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i odd =
+      _mm512_and_si512(_mm512_maskz_srli_epi32(0xffff, bits, 16), _mm512_set1_epi32(1));
+  const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));
+  const vec rounded =
+      _mm512_mask_mov_ps(_mm512_castsi512_ps(_mm512_add_epi32(bits, half)),
+                         _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_castsi512_ps(quiet));
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_castps_si512(rounded), _mm512_set1_epi32(-0x10000)));
+}
 static inline vec divide(vec a, vec b) { return _mm512_div_ps(a, b); }
 // 2^n of whole numbers from -126 to 127. The sum with 1.5 * 2^23 has n + 127 in its low bits.
 static inline vec power_of_2(vec n) {

@@ -97,6 +97,17 @@ static inline vec select_positive(vec y, vec a, vec b) {
   for (int i = 0; i < lanes; ++i) b[i] = y[i] > 0.0f ? a[i] : b[i];
   return b;
 }
+// The nearest numbers of bfloat16; round_bfloat16.cpp explains how.
+static inline vec nearest_bfloat16(vec v) {
+  uint32_t bits[lanes];
+  memcpy(bits, &v, sizeof bits);
+  for (uint32_t& b : bits) {
+    const bool is_nan = (b & 0x7fffffff) > 0x7f800000;
+    b = (is_nan ? b | 0x00400000 : b + 0x7fff + (b >> 16 & 1)) & 0xffff0000;
+  }
+  memcpy(&v, bits, sizeof bits);
+  return v;
+}
 static inline vec divide(vec a, vec b) {
   for (int i = 0; i < lanes; ++i) a[i] = a[i] / b[i];
   return a;

@@ -432,6 +432,10 @@ def relu(case: problems.ArrayCase, draw: Draw) -> Iterator[Check]:
     yield check("relu_backward", (draw.spoilt(dy), draw("y", case.x)), {"data": 0.0})
 
 
+def round_bfloat16(case: problems.ArrayCase, draw: Draw) -> Iterator[Check]:
+    yield check("round_bfloat16", (draw.spoilt(draw("x", case.x)),), {"forward": 0.0})
+
+
 # Roundings, in units of u, that docs/correctness.md counts, of the value and of the gradient.
 ACTIVATION_ROUNDINGS = {
     "sigmoid": (5, 3),
@@ -868,6 +872,11 @@ OPERATIONS: dict[str, Operation] = {
     "relu": Operation(
         tuple(problems.ArrayCase(str(shape), shape) for shape in _SHAPES),
         relu,
+        lambda rng: problems.ArrayCase("random", problems.random_shape(rng)),
+    ),
+    "round_bfloat16": Operation(
+        tuple(problems.ArrayCase(str(shape), shape) for shape in _SHAPES),
+        round_bfloat16,
         lambda rng: problems.ArrayCase("random", problems.random_shape(rng)),
     ),
     "activation": Operation(

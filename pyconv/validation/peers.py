@@ -119,6 +119,9 @@ class Torch(Peer):
     def relu(self, x: Array) -> Array:
         return self._numpy(self._f.relu(self._torch.tensor(x)))
 
+    def round_bfloat16(self, x: Array) -> Array:
+        return self._numpy(self._torch.tensor(x).bfloat16().float())
+
     def softmax(self, x: Array) -> Array:
         return self._numpy(self._f.softmax(self._torch.tensor(x), dim=-1))
 
@@ -192,6 +195,9 @@ class Keras(Peer):
 
     def relu(self, x: Array) -> Array:
         return self._numpy(self._ops.relu(x))
+
+    def round_bfloat16(self, x: Array) -> Array:
+        return self._numpy(self._ops.cast(self._ops.cast(x, "bfloat16"), "float32"))
 
     def softmax(self, x: Array) -> Array | None:
         if x.shape[-1] == 1:

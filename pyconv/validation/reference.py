@@ -340,6 +340,18 @@ def relu_backward(dy, y) -> np.ndarray:
     return np.where(np.asarray(y) > 0, np.asarray(dy, np.float64), 0.0)
 
 
+def round_bfloat16(x) -> np.ndarray:
+    """By multiples of the unit in the last place, where NumPy rounds halves to even."""
+    x = np.asarray(x, np.float64)
+    with np.errstate(invalid="ignore"):
+        _, exponent = np.frexp(x)  # 2^(exponent - 1) <= |x| < 2^exponent
+    # 8 significant bits, and no less than those of the denormals.
+    unit = np.ldexp(1.0, np.maximum(exponent - 8, -133))
+    finite = np.isfinite(x)
+    y = np.where(finite, np.rint(np.where(finite, x, 0.0) / unit) * unit, x)
+    return np.where(finite & (np.abs(y) >= 2.0**128), np.copysign(np.inf, x), y)
+
+
 def activate(x, name, negative_slope=0.2) -> np.ndarray:
     x = np.asarray(x, np.float64)
     e = np.exp(-np.abs(x))

@@ -79,6 +79,10 @@ static inline __m512i emulated_maskz_slli_epi64(__mmask8, __m512i v, unsigned co
   return simde_mm512_slli_epi64(v, count);
 }
 
+static inline __m512i emulated_maskz_srli_epi32(__mmask16, __m512i v, unsigned count) {
+  return simde_mm512_srli_epi32(v, count);
+}
+
 static inline __m512i emulated_maskz_slli_epi32(__mmask16, __m512i v, unsigned count) {
   return simde_mm512_slli_epi32(v, count);
 }
@@ -95,4 +99,5 @@ static inline __m512i emulated_maskz_slli_epi32(__mmask16, __m512i v, unsigned c
 #define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
 #define _mm512_maskz_srli_epi64 emulated_maskz_srli_epi64
 #define _mm512_maskz_slli_epi64 emulated_maskz_slli_epi64
+#define _mm512_maskz_srli_epi32 emulated_maskz_srli_epi32
 #define _mm512_maskz_slli_epi32 emulated_maskz_slli_epi32

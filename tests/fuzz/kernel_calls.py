@@ -233,6 +233,7 @@ def _pointwise(s: Source) -> Call:
     return s.pick(
         [
             (kernels.relu, [x], out),
+            (kernels.round_bfloat16, [x], out),
             (kernels.relu_backward, [dy, x], out),
             (kernels.activate, [x, name, slope], out),
             (kernels.activate_backward, [dy, x, name, slope], out),
