@@ -52,6 +52,7 @@ class Block:
 
     elementwise = False
     view = False
+    bfloat16 = False  # whether the parameters are applied as they are in bfloat16
     first_sample = 0  # number of the inputs' first sample in a batch that processes share
 
     def __init__(
@@ -68,6 +69,21 @@ class Block:
         self.output_buffer: np.ndarray | None = None
         self.dx_buffer: np.ndarray | None = None
         self.gradients: list[np.ndarray] = []
+        self._rounded: list[np.ndarray] = []
+
+    def round_parameters(self, device: Backend) -> None:
+        """Makes what `arrays` returns of the parameters as they are now."""
+        if self.bfloat16:
+            self._rounded = self._rounded or [
+                device.zeros(p.size).reshape(p.shape) for p in self.parameters
+            ]
+            for parameter, rounded in zip(self.parameters, self._rounded):
+                kernels.round_bfloat16(parameter.array, out=rounded)
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """The arrays of the parameters, as the block applies them."""
+        return self._rounded or [parameter.array for parameter in self.parameters]
 
     def allocate(self, device: Backend, capacity: int) -> None:
         """Allocates what the block alone uses, for batches of up to `capacity`."""
@@ -134,7 +150,7 @@ class ConvBlock(Block):
         self._unused_db = device.zeros(self.output_shape[-1])
 
     def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
-        w, *b = (parameter.array for parameter in self.parameters)
+        w, *b = self.arrays
         y = self._output(len(x))
         bias = b[0] if b else None
         kernels.conv2d(x, w.reshape(self._w_shape), bias, *self.geometry, self.activation, out=y)
@@ -142,7 +158,7 @@ class ConvBlock(Block):
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
-        w = self.parameters[0].array.reshape(self._w_shape)
+        w = self.arrays[0].reshape(self._w_shape)
         dw, *db = self.gradients
         dx = self._dx(len(dy))
         options: dict[str, Any] = {
@@ -152,7 +168,7 @@ class ConvBlock(Block):
         }
         if dx is None:
             kernels.conv2d_backward_weights(
-                dy, self._x, w.shape, *self.geometry, self.activation, **options
+                dy, self._x, self._w_shape, *self.geometry, self.activation, **options
             )
         else:
             kernels.conv2d_backward(
@@ -193,7 +209,7 @@ class ConvPoolBlock(Block):
         self._unused_db = device.zeros(self.output_shape[-1])
 
     def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
-        w, *b = (parameter.array for parameter in self.parameters)
+        w, *b = self.arrays
         y = self._output(len(x))
         self._x, self._winner = x, self._winner_buffer[: y.size].reshape(y.shape)
         self._rate = self.rate if training else 0.0
@@ -212,7 +228,7 @@ class ConvPoolBlock(Block):
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
-        w = self.parameters[0].array
+        w = self.arrays[0]
         dw, *db = self.gradients
         dx = self._dx(len(dy))
         kernels.conv2d_pool_backward(
@@ -237,7 +253,7 @@ class ConvPoolBlock(Block):
         kernels.conv2d_pool_backward_through(
             dy,
             self._winner,
-            self.parameters[0].array,
+            self.arrays[0],
             first._y,
             first._x,
             first._w_shape,
@@ -267,14 +283,14 @@ class DenseBlock(Block):
         self._unused_db = device.zeros(self.output_shape[-1])
 
     def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
-        w, *b = (parameter.array for parameter in self.parameters)
+        w, *b = self.arrays
         y = self._output(len(x))
         self._x, self._y = _rows(x), _rows(y)
         kernels.dense(self._x, w, b[0] if b else None, self.activation, out=self._y)
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
-        w = self.parameters[0].array
+        w = self.arrays[0]
         dw, *db = self.gradients
         dx = self._dx(len(dy))
         options: dict[str, Any] = {"y": self._y, "dw": dw, "db": db[0] if db else self._unused_db}
@@ -417,6 +433,34 @@ class ActivationBlock(Block):
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
         kernels.activate_backward(dy, self._y, *self.function, out=dy)
+        return dy
+
+
+class RoundBlock(Block):
+    """Rounds to bfloat16: what comes in for layers of the policy mixed_bfloat16, or what they make.
+
+    The gradient is rounded on its way back.
+
+    Args:
+        shape: of a sample.
+        behind: the block whose outputs are rounded where they lie; None to leave them as they are.
+    """
+
+    elementwise = True
+
+    def __init__(self, shape: tuple[int, ...], behind: Block | None = None) -> None:
+        super().__init__(shape, shape)
+        self.behind = behind
+
+    def forward(self, x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
+        if not training and isinstance(self.behind, DropoutBlock):
+            return x  # what came into it, which has been rounded
+        y = self._output(len(x))
+        kernels.round_bfloat16(x, out=y)
+        return y
+
+    def backward(self, dy: np.ndarray) -> np.ndarray | None:
+        kernels.round_bfloat16(dy, out=dy)
         return dy
 
 

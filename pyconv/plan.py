@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from pyconv.blocks import (
     MaxPoolBlock,
     PadBlock,
     ReluBlock,
+    RoundBlock,
     SoftmaxBlock,
     SoftmaxCrossEntropyBlock,
     run_blocks,
@@ -97,6 +99,7 @@ class Operation(NamedTuple):
 class _Through(NamedTuple):
     first: ConvBlock
     second: ConvPoolBlock
+    end: int  # index of the first block behind them
 
 
 class _Fold:
@@ -171,10 +174,9 @@ class Plan:
         self.capacity = capacity
         steps = operations(layers)
         self._folds: list[_Fold] = []
-        self._folded_at: object = None  # the last write that the folded weights know of
+        self._refreshed_at: object = None  # the last write that folded and rounded weights know of
         if repeated:
             steps, self._folds = fold(steps)
-            self._refresh_folds()
         self.blocks = make_blocks(steps, input_shape)
         self.output_shape = self.blocks[-1].output_shape if self.blocks else input_shape
         self._loss_blocks = self.blocks
@@ -246,7 +248,7 @@ class Plan:
         return recorded.outputs(x)
 
     def _run(self, blocks: list[Block], x: np.ndarray, training: bool, step: Counter) -> np.ndarray:
-        self._refresh_folds()
+        self._refresh(training)
         if self._records and blocks:
             # The loss may leave out the last block.
             sequence = self._sequences.get(len(blocks))
@@ -262,11 +264,17 @@ class Plan:
             return self._graph.run(launch, self.device, key, arrays)
         return run_blocks(blocks, x, training, step)
 
-    def _refresh_folds(self) -> None:
-        if self._folded_at is not Parameter.last_write:
-            self._folded_at = Parameter.last_write
+    def _refresh(self, training: bool) -> None:
+        """Makes anew what is made of the weights, if these have changed.
+
+        A step of training always does, as it may be captured, and replayed with other weights.
+        """
+        if training or self._refreshed_at is not Parameter.last_write:
+            self._refreshed_at = Parameter.last_write
             for folded in self._folds:
                 folded.refresh()
+            for block in self.blocks:
+                block.round_parameters(self.device)
 
     def forward_loss(
         self, x: np.ndarray, labels: np.ndarray, training: bool = False, step: Counter = 0
@@ -295,9 +303,9 @@ class Plan:
         """
         assert self._head is not None
         dy: np.ndarray | None = self._head.backward()
-        first, last = self._first_trained, len(self._loss_blocks)
         through = self._through
-        for block in reversed(self._loss_blocks[first if through is None else first + 2 : last]):
+        first = self._first_trained if through is None else through.end
+        for block in reversed(self._loss_blocks[first:]):
             assert dy is not None
             dy = block.backward(dy)
             if ready is not None and block.gradients:
@@ -322,16 +330,23 @@ class Plan:
 
         The gradient between them is the largest of most networks, and then never written out.
         """
-        pair = self._loss_blocks[self._first_trained : self._first_trained + 2]
-        if self.device.name != "cpu" or len(pair) < 2:
+        start = self._first_trained
+        # Between them may be one that rounds: that gradient is not rounded.
+        numbered = [
+            (index, block)
+            for index, block in enumerate(self._loss_blocks[start : start + 3], start)
+            if not isinstance(block, RoundBlock)
+        ]
+        if self.device.name != "cpu" or len(numbered) < 2:
             return None
-        first, second = pair
+        (_, first), (index, second) = numbered[:2]
         if not isinstance(first, ConvBlock) or not isinstance(second, ConvPoolBlock):
             return None
-        return _Through(first, second)
+        return _Through(first, second, index + 1)
 
     def _make_head(self, loss: Loss) -> None:
-        last = self.blocks[-1] if self.blocks else None
+        computing = (block for block in reversed(self.blocks) if not isinstance(block, RoundBlock))
+        last = next(computing, None)
         if not isinstance(loss, SoftmaxCrossentropy):
             linear = isinstance(last, (ConvBlock, DenseBlock)) and last.activation is None
             if linear and isinstance(loss, BinaryCrossentropy) and not loss.from_logits:
@@ -369,12 +384,15 @@ class Plan:
 
     def _allocate_training(self, gradients: Mapping[Parameter, np.ndarray]) -> None:
         for block in self.blocks:
-            if not block.view:
+            if isinstance(block, RoundBlock) and block.behind is not None:
+                block.output_buffer = block.behind.output_buffer
+            elif not block.view:
                 block.output_buffer = self.device.zeros(self.capacity * block.output_size)
             block.gradients = [gradients[p] for p in block.parameters if p.trainable]
         # On their way back, the gradients go to and fro between two buffers, or are changed in
         # place.
-        needing_from = self._first_trained + (1 if self._through is None else 2)
+        through = self._through
+        needing_from = self._first_trained + 1 if through is None else through.end
         needing = [
             block
             for block in self._loss_blocks[needing_from:]
@@ -439,6 +457,7 @@ def fold(steps: Sequence[Operation]) -> tuple[list[Operation], list[_Fold]]:
             isinstance(step.layer, BatchNormalization)
             and folded
             and folded[-1].kind in ("conv", "dense")
+            and _alike(folded[-1], step)
             and folded[-1].layer not in (fold.layer for fold in folds)
         ):
             folds.append(_Fold(folded[-1].layer, step.layer))
@@ -449,31 +468,38 @@ def fold(steps: Sequence[Operation]) -> tuple[list[Operation], list[_Fold]]:
 
 
 def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> list[Block]:
-    """The blocks of the steps; steps that can be executed as one become one block."""
+    """The blocks of the steps; steps of one policy that can be executed as one become one block."""
     blocks: list[Block] = []
     shape = input_shape
+    rounded = False  # whether `shape` is that of numbers of bfloat16
     index = 0
     while index < len(steps):
         kind, layer = steps[index]
+        bfloat16 = _computes_in_bfloat16(layer)
+        if bfloat16 and not rounded:
+            blocks.append(RoundBlock(shape))
+            rounded = True
+        alike = _of_one_policy(steps[index:])
         inputs, padding = shape, None
-        if isinstance(layer, ZeroPadding2D) and _is_unpadded(steps[index + 1 : index + 2]):
+        if isinstance(layer, ZeroPadding2D) and _is_unpadded(alike[1:2]):
             # The convolution's own: nothing is copied.
             padding, shape = layer.padding, _output_shape(layer, shape)
             index += 1
+            del alike[0]
             kind, layer = steps[index]
-        relu = [step.kind for step in steps[index + 1 : index + 2]] == ["relu"]
+        following = [*(other.layer for other in alike[2:4]), None, None]
+        relu = [other.kind for other in alike[1:2]] == ["relu"]
         output_shape = shape if kind in ACTIVATIONS else _output_shape(layer, shape)
         length = 1
         block: Block
         if kind == "conv":
             assert isinstance(layer, (Conv2D, DepthwiseConv2D))
-            pool = steps[index + 2].layer if relu and len(steps) > index + 2 else None
+            pool = following[0] if relu else None
             # The kernels of depthwise convolution have no pooling behind them.
             fusable = isinstance(layer, Conv2D) and not 1 < layer.groups == shape[-1]
             if fusable and min(output_shape[:2]) >= 2 and _is_2x2(pool):
                 assert isinstance(layer, Conv2D)
-                following = steps[index + 3].layer if len(steps) > index + 3 else None
-                dropout = following if isinstance(following, Dropout) else None
+                dropout = following[1] if isinstance(following[1], Dropout) else None
                 pooled_shape = _output_shape(pool, output_shape)
                 block = ConvPoolBlock(layer, dropout, inputs, pooled_shape, padding)
                 length += 2 + (dropout is not None)
@@ -511,7 +537,27 @@ def make_blocks(steps: Sequence[Operation], input_shape: tuple[int, ...]) -> lis
         blocks.append(block)
         shape = block.output_shape
         index += length
+        block.bfloat16 = bfloat16 and isinstance(block, (ConvBlock, ConvPoolBlock, DenseBlock))
+        if isinstance(block, (FlattenBlock, MaxPoolBlock, PadBlock, ReluBlock)):
+            continue  # nothing to round that has not been
+        # Softmax stays in float32.
+        rounded = bfloat16 and not isinstance(block, SoftmaxBlock)
+        if rounded:
+            blocks.append(RoundBlock(shape, block))
     return blocks
+
+
+def _of_one_policy(steps: Sequence[Operation]) -> list[Operation]:
+    """The steps up to the first one whose layer has another policy than the layers before."""
+    return list(itertools.takewhile(lambda step: _alike(step, steps[0]), steps))
+
+
+def _computes_in_bfloat16(layer: Layer) -> bool:
+    return layer.compute_dtype == "bfloat16"
+
+
+def _alike(one: Operation, other: Operation) -> bool:
+    return _computes_in_bfloat16(one.layer) == _computes_in_bfloat16(other.layer)
 
 
 def _is_unpadded(steps: Sequence[Operation]) -> bool:

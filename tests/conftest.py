@@ -141,6 +141,15 @@ def math_mode():
 
 
 @pytest.fixture
+def global_policy():
+    """`set_global_policy`, undone after the test."""
+    from pyconv import mixed_precision
+
+    yield mixed_precision.set_global_policy
+    mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture
 def num_threads():
     """`set_num_threads`, undone after the test."""
     import pyconv

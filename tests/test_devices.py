@@ -511,6 +511,21 @@ class TestTraining:
         assert cuda.launches.count("graph") == 2 * 5 * int(graph)
         assert cuda.launches.count("conv2d_pool_backward") == (4 if graph == "1" else 9)
 
+    def test_captured_steps_round_the_weights_of_then(self, cuda, global_policy, monkeypatch):
+        global_policy("mixed_bfloat16")
+        results = []
+        for graph in ("0", "1"):
+            monkeypatch.setenv("PYCONV_CUDA_GRAPH", graph)
+            cuda.captures = 0
+            results.append(train("cuda"))
+            assert cuda.captures == 2 * int(graph)
+        (plain, logs), (captured, captured_logs) = results
+        assert captured_logs == logs
+        assert_same_weights(captured, plain)
+        _, on_cpu = train("cpu")
+        for name, values in on_cpu.items():
+            np.testing.assert_allclose(logs[name], values, atol=0.02)
+
     def test_steps_do_not_wait_for_values_that_nobody_reads(self, cuda, monkeypatch):
         fetched, get = [], fake_cupy.ndarray.get
         monkeypatch.setattr(

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pyconv import backend, initializers, random
+from pyconv import backend, initializers, mixed_precision, random
 
 Shape = tuple[int | None, ...]
 
@@ -29,7 +29,7 @@ _KERAS_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "data_format": (None, "channels_last"),
     "depthwise_constraint": (None,),
     "depthwise_regularizer": (None,),
-    "dtype": (None, "float32"),
+    "dtype": (None, "float32"),  # of Input; layers know more
     "gamma_constraint": (None,),
     "gamma_regularizer": (None,),
     "kernel_constraint": (None,),
@@ -150,11 +150,15 @@ class Layer:
     Args:
         input_shape: shape of one sample without the batch axis; for the first layer of a model.
         name: unique within its model; by default made from the class, e.g. ``conv2d_1``.
+        dtype: "float32" or "mixed_bfloat16", or such a policy; by default the global one, see
+            :mod:`pyconv.mixed_precision`.
 
     Attributes:
         parameters: the list of :class:`Parameter`, kernel before bias, and in Keras's order in any
             case; empty before the layer is built.
         built: whether the parameters exist.
+        dtype_policy: what `dtype` said; `compute_dtype` and `variable_dtype` are its own, and
+            `dtype` is the latter, "float32".
         input_shape, output_shape: with None for the batch axis; None before the layer is built.
     """
 
@@ -163,9 +167,11 @@ class Layer:
         *,
         input_shape: Sequence[int] | None = None,
         name: str | None = None,
+        dtype: str | mixed_precision.DTypePolicy | None = None,
         **unsupported: Any,
     ) -> None:
         reject_unsupported(type(self).__name__, unsupported)
+        self._dtype_policy = mixed_precision.get(dtype)
         if name is not None and not isinstance(name, str):
             raise TypeError(f"The name of a layer must be a string. Received: name={name!r}")
         self.has_automatic_name = name is None
@@ -177,6 +183,20 @@ class Layer:
         self.built = False
         self.input_shape: Shape | None = None
         self.output_shape: Shape | None = None
+
+    @property
+    def dtype_policy(self) -> mixed_precision.DTypePolicy:
+        return self._dtype_policy
+
+    @property
+    def compute_dtype(self) -> str:
+        return self.dtype_policy.compute_dtype
+
+    @property
+    def variable_dtype(self) -> str:
+        return self.dtype_policy.variable_dtype
+
+    dtype = variable_dtype
 
     @property
     def trainable(self) -> bool:
@@ -270,6 +290,8 @@ class Layer:
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as values that JSON can hold."""
         config: dict[str, Any] = {"name": self.name}
+        if self.dtype_policy.name != "float32":
+            config["dtype"] = self.dtype_policy.name
         if self.declared_input_shape is not None:
             config["input_shape"] = list(self.declared_input_shape)
         return config
@@ -277,7 +299,7 @@ class Layer:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Layer:
         """Creates a layer from what :meth:`get_config` returned (without the weights)."""
-        return cls(**config)
+        return cls(**{"dtype": "float32", **config})
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} name={self.name}, built={self.built}>"

@@ -31,6 +31,7 @@ _WINDOW = {
 _WEIGHTS = {
     "activation": _ACTIVATIONS,
     "use_bias": [True, False],
+    "dtype": ["float32", "mixed_bfloat16", "float16", None],
     "kernel_initializer": ["he_normal", "zeros", "Orthogonal", "ones"],
 }
 _ARGUMENTS: dict[Any, dict[str, list[Any]]] = {
