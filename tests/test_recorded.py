@@ -239,24 +239,29 @@ def test_kernels_compute_the_tutorials_gradients(isa):
     assert_gradients(loss, gradients, SLACK)
 
 
-def assert_losses(losses) -> None:
-    """Ten losses against float64, and against Keras, which has an error of its own."""
+def losses_off(losses) -> float:
+    """How far ten losses are from float64, and from Keras, which has an error of its own.
+
+    In units of what is allowed.
+    """
     # The largest so far: an error may come close to 0 by chance.
     error = np.maximum.accumulate(TUTORIAL["losses_error"])
     error = np.maximum(error, TUTORIAL["losses"] * UNIT_ROUNDOFF)
-    for truth, allowed in (("losses", SLACK * error), ("keras_losses", (SLACK + 1) * error)):
-        distance = np.abs(np.array(losses) - TUTORIAL[truth])
-        assert (distance <= allowed).all(), f"{truth}: distance {distance}, allowed {allowed}"
+    distances = [
+        np.abs(np.array(losses) - TUTORIAL[truth]) / (slack * error)
+        for truth, slack in (("losses", SLACK), ("keras_losses", SLACK + 1))
+    ]
+    return float(np.max(distances))
 
 
-def assert_weights(weights, when) -> None:
-    for i, w in enumerate(weights):
-        error = TUTORIAL[f"{when}{i}_error"]
-        for truth, slack in ((f"{when}{i}", SLACK), (f"keras_{when}{i}", SLACK + 1)):
-            distance = np.abs(sample(w) - TUTORIAL[truth].astype(np.float64)).max()
-            assert distance <= slack * error, (
-                f"{truth}: {distance:.2g}, allowed {slack * error:.2g}"
-            )
+def weights_off(weights, when) -> float:
+    """How far weights are, likewise."""
+    return max(
+        np.abs(sample(w) - TUTORIAL[truth].astype(np.float64)).max()
+        / (slack * TUTORIAL[f"{when}{i}_error"])
+        for i, w in enumerate(weights)
+        for truth, slack in ((f"{when}{i}", SLACK), (f"keras_{when}{i}", SLACK + 1))
+    )
 
 
 def test_kernels_follow_ten_steps_of_keras_rmsprop(isa, math_mode):
@@ -270,12 +275,38 @@ def test_kernels_follow_ten_steps_of_keras_rmsprop(isa, math_mode):
         for w, dw, velocity in zip(weights, gradients, velocities):
             kernels.rmsprop_step(w, dw, velocity, 1e-3, 0.9, 1e-7)
         if step == 0:
-            assert_weights(weights, "first")
-    assert_losses(losses)
-    assert_weights(weights, "last")
+            assert weights_off(weights, "first") <= 1
+    assert losses_off(losses) <= 1
+    assert weights_off(weights, "last") <= 1
 
 
-def test_sequential_follows_keras():
+@pytest.mark.parametrize("mode", ["direct", "fp32"])
+def test_sequential_follows_keras(isa, math_mode, mode):
+    """Ten steps from the weights and, with Winograd's algorithm, from some that are off by a unit.
+
+    Its roundings, some times larger, change the sign of a gradient near 0 in one of about ten such
+    runs, and RMSprop's first steps are as long for that one as for any other: such a run is a
+    thousand times as far off. So it is the median run that counts.
+    """
+    math_mode(mode)
+    runs = [follow_keras(tutorial_weights(), first=True)]
+    if mode == "fp32":
+        for seed in range(6):
+            up = np.random.default_rng(seed)
+            runs.append(
+                follow_keras(
+                    [
+                        np.nextafter(w, np.where(up.random(w.shape) < 0.5, w - 1, w + 1))
+                        for w in tutorial_weights()
+                    ]
+                )
+            )
+    assert np.median([losses for losses, _ in runs]) <= 1, runs
+    assert np.median([weights for _, weights in runs]) <= 1, runs
+
+
+def follow_keras(weights, first=False) -> tuple[float, float]:
+    """Ten steps of a model; how far losses and weights are off then."""
     models = pytest.importorskip("pyconv.models")
     from pyconv.layers import Conv2D, Dense, Flatten, MaxPooling2D
 
@@ -288,18 +319,17 @@ def test_sequential_follows_keras():
     layers += [Flatten(), Dense(512, activation="relu"), Dense(10, activation="softmax")]
     model = models.Sequential(layers)
     model.compile(optimizer="rmsprop", loss="categorical_crossentropy", metrics=["accuracy"])
-    model.set_weights(tutorial_weights())
+    model.set_weights(weights)
     x, labels = tutorial_batch()
     losses = []
     for step in range(len(TUTORIAL["losses"])):
         loss, accuracy = model.train_on_batch(x, labels)
         losses.append(loss)
         assert accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)
-        if step == 0:
+        if first and step == 0:
             assert_gradients(loss, model.gradients, SLACK)
-            assert_weights(model.get_weights(), "first")
-    assert_losses(losses)
-    assert_weights(model.get_weights(), "last")
+            assert weights_off(model.get_weights(), "first") <= 1
+    return losses_off(losses), weights_off(model.get_weights(), "last")
 
 
 # ----------------------------------------------------------------------------- batch normalization
