@@ -75,6 +75,7 @@ def images(n, seed=0):
 def block_by_block(model, x):
     """What `predict_on_batch` computes, kernel by kernel."""
     plan = model._plan_for_inference(len(x))
+    plan._refresh(training=False)  # no batch has gone through it yet
     y = x
     for block in plan.blocks:
         y = block.forward(y, False, 0)
