@@ -101,6 +101,7 @@ def test_spread_and_the_fastest_peer():
         ("--isa mmx", "'mmx' is not one of"),
         ("--device cuda-emulated", "'cuda-emulated' is not one of 'cpu', 'cuda'"),
         ("--tf32", "only with --device cuda"),
+        ("kernels --bfloat16", "with training, inference and --sweep only"),
         ("--peers-python /no/such/python", "not a Python interpreter"),
         ("--compare /no/such/report.json", "does not exist"),
         ("--plot /no/such/folder/a.png", "there is no folder /no/such/folder"),
@@ -274,6 +275,8 @@ def test_limits_to_an_instruction_set():
         Process("torch", sys.executable, Setting(1, "portable"))
     with pytest.raises(ContestantError, match="nothing limits OpenVINO to avx2"):
         Process("openvino", sys.executable, Setting(1, "avx2"))
+    with pytest.raises(ContestantError, match="ONNX Runtime has no bfloat16 mode"):
+        Process("onnxruntime", sys.executable, Setting(1, bfloat16=True))
 
 
 def test_the_worker_needs_no_pyconv():
@@ -593,6 +596,25 @@ def test_the_command_reports_what_ran_and_what_is_missing(tmp_path, capsys):
         assert set(result["missing"]) == {"onnxruntime"}
 
 
+def test_bfloat16_is_measured_as_such(tmp_path, capsys):
+    outputs = []
+    for policy in ("", "--bfloat16"):
+        file = tmp_path / f"report{policy}.json"
+        small = ["--batch=4", "--rounds=1", "--seconds=0.01", "--peers=none", f"--json={file}"]
+        assert run("training", *small, *filter(None, [policy])) == 0
+        assert ("mixed_bfloat16" in capsys.readouterr().out) == bool(policy)
+        assert json.loads(file.read_text())["settings"]["bfloat16"] == bool(policy)
+        setting = Setting(1, bfloat16=bool(policy))
+        with Process("pyconv", sys.executable, setting) as process:
+            answer = process.ask("prepare", network="tutorial", task="inference", batch=4)
+        outputs.append(np.array(answer["outputs"]))
+    assert 1e-6 < np.abs(outputs[0] - outputs[1]).max() < training.BFLOAT16_TOLERANCE
+    old, new = (report.load(tmp_path / f"report{policy}.json") for policy in ("--bfloat16", ""))
+    assert report.differences(old, new) == ["bfloat16 was True and is False"]
+    del new["settings"]["bfloat16"]  # as before it could be had
+    assert report.differences(old, new) == ["bfloat16 was True and is False"]
+
+
 def test_kernels_by_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "NOISY", 1e9)  # whoever else is busy while this runs
     small = ["kernels", "--peers=none", "--layers=softmax", "--batch=2", "--threads=1"]
@@ -647,6 +669,8 @@ def test_peers_that_are_installed_compute_the_same(name, tmp_path, capsys):
     for case in json.loads(file.read_text())["cases"]:
         if contestant.does(case["task"]):
             assert case["fastest_peer"] == name
+    if contestant.bfloat16:
+        assert run("training", "inference", "--bfloat16", *small, *both) == 0
     if contestant.does(KERNELS):
         # All operations, with strides and paddings.
         layers = "--layers=c1,c6,d1,p1,relu,softmax,dropout,rmsprop,adam,c3_skip"

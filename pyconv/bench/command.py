@@ -155,6 +155,11 @@ class Options:
     "--isa", type=click.Choice(ISAS), help="Instruction set that pyconv and peers are limited to."
 )
 @click.option("--tf32", is_flag=True, help="With cuda: tensor cores, factors rounded to TF32.")
+@click.option(
+    "--bfloat16",
+    is_flag=True,
+    help="Networks in mixed precision: pyconv's and Keras's mixed_bfloat16, PyTorch's autocast.",
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option(
     "--seconds",
@@ -212,6 +217,7 @@ def bench(
     threads: int | None,
     isa: str | None,
     tf32: bool,
+    bfloat16: bool,
     rounds: int,
     seconds: float | None,
     patience: float,
@@ -235,6 +241,8 @@ def bench(
         raise click.UsageError(f"--device cuda cannot be used: {reason}")
     if tf32 and device != CUDA:
         raise click.UsageError("--tf32: only with --device cuda")
+    if bfloat16 and (tf32 or KERNELS in tasks or with_memory):
+        raise click.UsageError("--bfloat16: with training, inference and --sweep only")
     if isa is not None and isa not in pyconv.available_isas():
         raise click.UsageError(
             f"--isa: this machine has {', '.join(pyconv.available_isas())}. Received: {isa}"
@@ -253,7 +261,10 @@ def bench(
         )
     wanted = list(dict.fromkeys(tasks))
     if not wanted and not with_memory and not with_sweep:
-        wanted = [KERNELS, *(TASKS if set(networks) & set(WHOLE) else ())]
+        wanted = [
+            *(() if bfloat16 else (KERNELS,)),
+            *(TASKS if set(networks) & set(WHOLE) else ()),
+        ]
     # Where that is the best there is anyway, nobody needs a limit, which some do not know.
     limit = None if isa == pyconv.available_isas()[0] else isa
     options = Options(
@@ -261,7 +272,7 @@ def bench(
         networks,
         layers,
         batch,
-        Setting(threads or pyconv.get_num_threads(), limit, device, tf32),
+        Setting(threads or pyconv.get_num_threads(), limit, device, tf32, bfloat16),
         rounds,
         seconds,
         patience,
@@ -296,6 +307,7 @@ def bench(
             "threads": options.setting.threads,
             "isa": isa or pyconv.isa(),
             "tf32": tf32,
+            "bfloat16": bfloat16,
             "rounds": rounds,
             "seconds": {task: options.turn(task) for task in wanted},
             "patience": patience,
@@ -329,7 +341,11 @@ def bench(
                     options.turn(task),
                     missing,
                     patience,
-                    training.TF32_TOLERANCE if tf32 else training.TOLERANCE,
+                    training.BFLOAT16_TOLERANCE
+                    if bfloat16
+                    else training.TF32_TOLERANCE
+                    if tf32
+                    else training.TOLERANCE,
                 )
                 training.print_comparison(case)
                 result["cases"].append(case)

@@ -5,13 +5,15 @@ the functions, the framework itself.
 
 A contestant offers *modes*, the ways in which it might be fastest; whoever measures takes the
 fastest. All modes do float32 arithmetic, or with `Setting.tf32` round factors to TF32 where the
-framework can. Inference ends with the probabilities in host memory, call by call. Training is a
+framework can, or with `Setting.bfloat16` work on numbers of bfloat16, by the framework's own way of
+mixed precision. Inference ends with the probabilities in host memory, call by call. Training is a
 step on a batch that lies ready, on the device, in the layout that the framework likes best: forward
 pass with dropout, mean cross entropy of the softmax, gradients, RMSprop.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import os
@@ -39,12 +41,14 @@ class Setting:
         isa: the instruction set that they are limited to; None for no limit.
         device: CPU or CUDA.
         tf32: whether the device's tensor cores may take factors rounded to TF32.
+        bfloat16: whether networks work on numbers of bfloat16, with float32 weights in training.
     """
 
     threads: int
     isa: str | None = None
     device: str = CPU
     tf32: bool = False
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Contestant:
         devices: on what it can.
         environment: variables that must be set before the process starts.
         avx2: variables that keep it to AVX2; None if nothing does.
+        bfloat16: whether it can work in bfloat16.
     """
 
     title: str
@@ -92,6 +97,7 @@ class Contestant:
     devices: tuple[str, ...] = (CPU,)
     environment: dict[str, str] = field(default_factory=dict)
     avx2: dict[str, str] | None = None
+    bfloat16: bool = True
 
     def does(self, task: str) -> bool:
         """Whether it takes part in a task, KERNELS or one of TASKS."""
@@ -123,6 +129,8 @@ def _pyconv(network: Network, task: str, batch: int, setting: Setting) -> Iterat
     pyconv.set_num_threads(setting.threads)
     if setting.tf32:
         pyconv.set_math_mode("tf32")
+    if setting.bfloat16:
+        pyconv.mixed_precision.set_global_policy("mixed_bfloat16")
     to_device = pyconv.backend.current().to_device
     x, y = map(to_device, network.data(batch))
     model = network.layers(pyconv)
@@ -165,7 +173,7 @@ class _Torch:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = setting.tf32
         torch.backends.cuda.matmul.allow_tf32 = setting.tf32
-        self.device = setting.device
+        self.device, self.bfloat16 = setting.device, setting.bfloat16
         modules: list[Any] = []
         for step, shape, kernel in network.walk():
             if step.kind == "conv":
@@ -197,6 +205,12 @@ class _Torch:
             for parameter, value in zip(self.parameters, self.initial):
                 parameter.copy_(value)
 
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it, operations take the dtypes that they shall."""
+        import torch
+
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
+
     def training(self, name: str, compiled: bool) -> Mode:
         import torch
 
@@ -205,7 +219,8 @@ class _Torch:
         )
 
         def loss_of(x: Any, y: Any) -> Any:
-            return torch.nn.functional.cross_entropy(self.model(x), y)
+            with self.precision():
+                return torch.nn.functional.cross_entropy(self.model(x), y)
 
         loss_function = torch.compile(loss_of, dynamic=False) if compiled else loss_of
         update = torch.compile(optimizer.step) if compiled else optimizer.step
@@ -256,8 +271,16 @@ class _Torch:
         import torch
 
         self.model.eval()
-        with torch.no_grad():
-            return torch.softmax(model(self.x), 1).cpu().numpy()
+        with torch.no_grad(), self.precision():
+            return torch.softmax(model(self.x).float(), 1).cpu().numpy()
+
+    def halve(self) -> None:
+        """Makes weights and images bfloat16 themselves, instead of at every use."""
+        import torch
+
+        self.model, self.x = self.model.bfloat16(), self.x.bfloat16()
+        self.parameters, self.bfloat16 = list(self.model.parameters()), False
+        self.initial = [value.to(torch.bfloat16) for value in self.initial]
 
     def count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters)
@@ -271,8 +294,11 @@ def _torch_eager(
         name = "channels_last" if channels_last else "contiguous"
         if task == TRAINING:
             yield made.training(name, compiled=False)
-        else:
-            yield made.inference(name, made.model)
+            return
+        yield made.inference(name, made.model)
+        if setting.bfloat16:
+            made.halve()
+            yield made.inference(name + ", bfloat16 weights", made.model)
 
     return modes
 
@@ -295,6 +321,8 @@ def _torch_compile(network: Network, task: str, batch: int, setting: Setting) ->
             continue
         for freezing in (True, False):
             made = _Torch(network, batch, setting, channels_last)
+            if setting.bfloat16:
+                made.halve()
             compiled = torch.compile(made.model, dynamic=False, options={"freezing": freezing})
             yield made.inference(name + ", freezing" * freezing, compiled)
 
@@ -307,6 +335,7 @@ def _keras_tensorflow(network: Network, task: str, batch: int, setting: Setting)
     import tensorflow as tf
 
     networks.tensorflow_threads(tf, setting.threads)
+    _keras_precision(keras, setting)
     x, y = (tf.constant(array) for array in network.data(batch))
     initial = network.weights()
 
@@ -317,7 +346,7 @@ def _keras_tensorflow(network: Network, task: str, batch: int, setting: Setting)
         predict = predict.get_concrete_function(x)
 
         def infer() -> Any:
-            return predict(x).numpy()
+            return predict(x).numpy().astype(np.float32)
 
         name, parameters = f"jit_compile={jit_compile}", model.count_params()
         if task == INFERENCE:
@@ -345,6 +374,7 @@ def _keras_jax(network: Network, task: str, batch: int, setting: Setting) -> Ite
         jax.config.update(
             "jax_default_matmul_precision", "tensorfloat32" if setting.tf32 else "highest"
         )
+    _keras_precision(keras, setting)
     x, y = (jax.device_put(array) for array in network.data(batch))
     model = network.layers(keras)
     model.set_weights(network.weights())
@@ -364,7 +394,7 @@ def _keras_jax(network: Network, task: str, batch: int, setting: Setting) -> Ite
     state = jax.device_put(trainable), jax.device_put(others)
 
     def infer() -> Any:
-        return np.asarray(predict(*state, x))
+        return np.asarray(predict(*state, x), np.float32)
 
     if task == INFERENCE:
         yield Mode("jit", repeat(infer), infer, model.count_params())
@@ -394,6 +424,11 @@ def _keras_jax(network: Network, task: str, batch: int, setting: Setting) -> Ite
 
     reset()
     yield Mode("jit", run, infer, model.count_params(), reset)
+
+
+def _keras_precision(keras: Any, setting: Setting) -> None:
+    if setting.bfloat16:
+        keras.mixed_precision.set_global_policy("mixed_bfloat16")
 
 
 def _keras_rmsprop(keras: Any) -> Any:
@@ -488,8 +523,8 @@ def _openvino(network: Network, task: str, batch: int, setting: Setting) -> Iter
             {
                 "INFERENCE_NUM_THREADS": threads,
                 "NUM_STREAMS": streams,
-                # Not bfloat16, which it would choose by itself where the processor has it.
-                "INFERENCE_PRECISION_HINT": "f32",
+                # It would choose bfloat16 by itself where the processor has it.
+                "INFERENCE_PRECISION_HINT": "bf16" if setting.bfloat16 else "f32",
             },
         )
         requests = [compiled.create_infer_request() for _ in range(streams)]
@@ -561,6 +596,7 @@ CONTESTANTS = {
         _onnxruntime,
         tasks=(INFERENCE,),
         kernels=operations.onnxruntime_calls,
+        bfloat16=False,  # its kernels for the CPU are float32's
     ),
     "openvino": Contestant("OpenVINO", ("openvino", "onnx"), _openvino, tasks=(INFERENCE,)),
 }
@@ -581,6 +617,8 @@ def environment(name: str, setting: Setting) -> dict[str, str]:
     contestant = CONTESTANTS[name]
     if setting.device not in contestant.devices:
         raise ValueError(f"{contestant.title} has no contestant for {setting.device}")
+    if setting.bfloat16 and not contestant.bfloat16:
+        raise ValueError(f"{contestant.title} has no bfloat16 mode")
     limits: dict[str, str] | None = {}
     if setting.isa is not None:
         limits = {"avx2": contestant.avx2}.get(setting.isa)

@@ -69,6 +69,8 @@ def title(report: Report) -> str:
     if settings["device"] == CUDA:
         arithmetic = "TF32" if settings["tf32"] else "float32"
         parts[1:1] = [report["machine"]["gpu"], arithmetic]
+    if settings.get("bfloat16"):  # which older reports do not have
+        parts[1:1] = ["mixed_bfloat16"]
     return ", ".join([*parts, f"{settings['threads']} threads"])
 
 
@@ -137,6 +139,7 @@ def differences(old: Report, new: Report) -> list[str]:
     """Why times of two reports say nothing about the code between them; empty if they do."""
     before, after = ({**report["machine"], **report["settings"]} for report in (old, new))
     for values in (before, after):
+        values.setdefault("bfloat16", False)  # reports from before it could be had
         for name in ("rounds", "patience"):  # on which times do not depend
             values.pop(name, None)
     # How long a turn lasts, of the tasks that both have.
