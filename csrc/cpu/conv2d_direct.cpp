@@ -697,6 +697,10 @@ void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, 
     conv2d_first(s, activation, x, w, b, y);
     return;
   }
+  if (last_fits(s) && last_pays_forward(s)) {
+    conv2d_last(s, activation, x, w, b, y);
+    return;
+  }
   if (direct_pads(s)) {
     Conv2dShape padded = s;
     padded.h = padded_h(s), padded.w = padded_w(s);

@@ -283,8 +283,14 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
     conv2d_first_backward_weights(s, activation, dy, y, x, dw, db);
     return;
   }
-  if (few_features(s)) {
+  const bool last = last_fits(s);
+  constexpr int64_t emptier_tiles = 2;  // of so many features, than conv2d_last's
+  if (few_features(s) && !(last && s.oc <= emptier_tiles)) {
     few_features_weights(s, activation, dy, y, x, dw, db);
+    return;
+  }
+  if (last) {
+    conv2d_last_backward_weights(s, activation, dy, y, x, dw, db);
     return;
   }
   const WeightsCut cut(s);

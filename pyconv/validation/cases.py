@@ -207,6 +207,23 @@ CONV_CASES: tuple[ConvCase, ...] = (
     ConvCase("depthwise4x11", (1, 7, 30, 9), (4, 11), 9, groups=9),
     ConvCase("depthwise6_stride3", (2, 13, 32, 24), (6, 6), 24, 3, "same", groups=24),
     ConvCase("depthwise5_x3", (2, 6, 7, 5), (3, 3), 15, 1, 1, 1, 5, "relu"),
+    # Few features of many channels: positions and taps that do not go up, tails, cut rows.
+    *(
+        ConvCase(
+            f"last{f}_{c}", (2, 9, 11, c), (3, 3), f, 1, "same", 1, 1, "relu" if f % 2 else None
+        )
+        for f, c in ((1, 32), (1, 67), (2, 45), (2, 64), (3, 33), (3, 96), (4, 32), (4, 35))
+    ),
+    ConvCase("last3_kernel9", (1, 12, 10, 32), (9, 9), 3, padding="same"),
+    ConvCase("last2_valid", (3, 7, 8, 40), (2, 5), 2, activation="relu"),
+    ConvCase("last4_stride3x2", (2, 11, 13, 37), (3, 3), 4, (3, 2), 1, 1, 1, "relu"),
+    ConvCase("last1_dilated", (2, 16, 17, 32), (3, 3), 1, 1, "same", (2, 3)),
+    ConvCase("last3_dilated_stride2", (1, 17, 18, 33), (3, 2), 3, 2, 1, 2),
+    ConvCase("last3_pad_one_side", (2, 8, 6, 34), (3, 3), 3, padding=((0, 2), (1, 0))),
+    ConvCase("last1_1x1", (3, 14, 15, 39), (1, 1), 1, activation="relu"),
+    ConvCase("last4_1x1_stride2", (2, 9, 10, 66), (1, 1), 4, 2),
+    ConvCase("last2_wide", (1, 3, 600, 32), (1, 3), 2, padding="same", activation="relu"),
+    ConvCase("last3_many_rows", (4, 70, 30, 32), (3, 3), 3, padding="same"),
     # Explicit padding.
     ConvCase("pad1", (2, 6, 7, 16), (3, 3), 16, padding=1),
     ConvCase("pad1x2", (2, 6, 7, 8), (3, 5), 16, padding=(1, 2)),
@@ -272,6 +289,10 @@ DENSE_CASES: tuple[DenseCase, ...] = (
     DenseCase("1x1x1", 1, 1, 1),
     DenseCase("mnist", 2, 784, 96, "relu"),
     # Few units, for which vectors run along the inputs.
+    DenseCase("last1", 21, 67, 1),
+    DenseCase("last2_rows", 1200, 70, 2, "relu"),
+    DenseCase("last3_rows", 3000, 40, 3, "relu"),
+    DenseCase("last4", 40, 33, 4),
     DenseCase("narrow_84_10", 33, 84, 10, "relu"),
     DenseCase("narrow_130_3", 70, 130, 3),
     DenseCase("narrow_200_20", 40, 200, 20, "relu"),
