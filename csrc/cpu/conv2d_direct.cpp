@@ -743,6 +743,10 @@ void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, 
 void conv2d_direct_backward_data(const Conv2dShape& s, Activation activation, const float* dy,
                                  const float* y, const float* w, float* dx) {
   if (s.n == 0) return;
+  if (last_fits_data(s)) {
+    conv2d_last_backward_data(s, activation, dy, y, w, dx);
+    return;
+  }
   const AxisTaps rows = AxisTaps::backward_data(row_geometry(s));
   const AxisTaps cols = AxisTaps::backward_data(col_geometry(s));
   const int64_t c = s.c / s.groups, oc = s.oc / s.groups;

@@ -1,13 +1,14 @@
 // Convolution and dense layers of many channels to four features or fewer, as networks end that
-// make images, masks or a single number: forward and the gradient with respect to the weights.
+// make images, masks or a single number: forward and the gradients with respect to the weights
+// and, where the kernel has a single tap, the data.
 //
 // Elsewhere lanes run along the features, of which there are too few to fill a vector. Here they
 // run along the channels. A result is the product of two vectors, x under the window and the
 // weights of its feature, whose lanes are added up at the end; x under a row of taps that are
 // neighbours is one run. The weight gradient is a sum over pixels of channels times a number, the
 // feature's gradient. In both of them a few positions, or a few taps, go together, so that there
-// are enough sums that do not wait for each other. (The data gradient has its lanes along the
-// channels anyway.)
+// are enough sums that do not wait for each other. The data gradient has its lanes along the
+// channels in any case; with a single tap its sums are so short that it is bound by writing them.
 //
 // Deterministic: results are summed in one order. In the weight gradient chunks of blocks of
 // pixels, whose number depends on the shape only, have sums of their own, which are added in their
@@ -34,9 +35,12 @@ bool has_padding(const Conv2dShape& s) {
 
 // The same with the pixels of a dense layer, or of a 1x1 convolution that takes all of them, in one
 // row of one image.
+bool makes_one_row(const Conv2dShape& s) {
+  return has_one_tap(s) && s.stride_h == 1 && s.stride_w == 1 && s.oh == s.h && s.ow == s.w;
+}
 Conv2dShape in_one_row(const Conv2dShape& s) {
   Conv2dShape row = s;
-  if (has_one_tap(s) && s.stride_h == 1 && s.stride_w == 1 && s.oh == s.h && s.ow == s.w) {
+  if (makes_one_row(s)) {
     row.n = row.h = row.oh = 1;
     row.w = row.ow = s.n * s.h * s.w;
   }
@@ -195,6 +199,65 @@ void forward(const Conv2dShape& s, Activation activation, const float* x, const 
                   of.y = to + first * F;
                   multiply<F>(of, positions);
                 });
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------
+// Data gradient of a single tap
+
+// dx[p, c] = sum over the features of dy[p, f] * weights[f, c] for P pixels
+template <int F, int P>
+void spread(int64_t channels, const float* dy, const float* weights, float* dx) {
+  vec gradients[P][F];
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+    for (int f = 0; f < F; ++f) gradients[p][f] = broadcast(dy[p * F + f]);
+  }
+  // The last vector begins where it is whole.
+  for (int64_t next = 0; next < channels; next += lanes) {
+    const int64_t c = min(next, channels - lanes);
+    vec w[F];
+#pragma GCC unroll 4
+    for (int f = 0; f < F; ++f) w[f] = load(weights + f * channels + c);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      vec sum = mul(gradients[p][0], w[0]);
+#pragma GCC unroll 4
+      for (int f = 1; f < F; ++f) sum = fmadd(gradients[p][f], w[f], sum);
+      store(dx + p * channels + c, sum);
+    }
+  }
+}
+
+template <int F>
+void backward_data(const Conv2dShape& s, Activation activation, const float* dy, const float* y,
+                   const float* w, float* dx) {
+  constexpr int together = most_sums / 2 / F;
+  constexpr int64_t piece = 16 * 1024;
+  Scratch memory;
+  const int64_t weights_at = memory.reserve<float>(F * s.c);
+  memory.allocate();
+  float* const weights = memory.at<float>(weights_at);
+  transpose(w, F, s.c, F, weights, s.c);
+  parallel_ranges(s.ow, max(1, piece / s.c), [=](int64_t begin, int64_t end) {
+    for (int64_t p = begin, count = 0; p < end; p += count) {
+      count = min(together, end - p);
+      const float* gradients = dy + p * F;
+      float masked[together * F];
+      if (activation == Activation::relu) {
+        masked_copy(gradients, y + p * F, masked, count * F);
+        gradients = masked;
+      }
+      float* const to = dx + p * s.c;
+      if (count == together) {
+        spread<F, together>(s.c, gradients, weights, to);
+      } else {
+        for (int64_t i = 0; i < count; ++i) {
+          spread<F, 1>(s.c, gradients + i * F, weights, to + i * s.c);
+        }
+      }
     }
   });
 }
@@ -410,10 +473,16 @@ bool last_pays_forward(const Conv2dShape& s) {
   const int64_t terms = s.kh * s.kw * s.c;
   return s.oc * (terms / lanes + lanes_cost) < terms;
 }
+bool last_fits_data(const Conv2dShape& s) { return last_fits(s) && makes_one_row(s); }
 
 void conv2d_last(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                  const float* b, float* y) {
   with_features(s.oc, [&]<int F>() { forward<F>(in_one_row(s), activation, x, w, b, y); });
+}
+
+void conv2d_last_backward_data(const Conv2dShape& s, Activation activation, const float* dy,
+                               const float* y, const float* w, float* dx) {
+  with_features(s.oc, [&]<int F>() { backward_data<F>(in_one_row(s), activation, dy, y, w, dx); });
 }
 
 void conv2d_last_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
