@@ -172,13 +172,19 @@ template <class Index>
 void scatter(const Pool2dShape& s, const Range& rows, const Range& channels,
              const float* __restrict dy, const Index* __restrict argmax, float* __restrict dx) {
   const int64_t line = s.w * s.c;
-  if (channels.end - channels.begin == s.c) {
-    clear(dx + rows.begin * line, (rows.end - rows.begin) * line);
-  } else {
-    for (int64_t pixel = rows.begin * s.w; pixel < rows.end * s.w; ++pixel) {
-      clear(dx + pixel * s.c + channels.begin, channels.end - channels.begin);
+  // Rows are cleared when a window reaches them, so that they are in the cache for it.
+  int64_t cleared = rows.begin;
+  const auto clear_until = [&](int64_t end) {
+    for (; cleared < end; ++cleared) {
+      if (channels.end - channels.begin == s.c) {
+        clear(dx + cleared * line, line);
+        continue;
+      }
+      for (int64_t pixel = cleared * s.w; pixel < (cleared + 1) * s.w; ++pixel) {
+        clear(dx + pixel * s.c + channels.begin, channels.end - channels.begin);
+      }
     }
-  }
+  };
   // From a window's corner to the positions of a byte, which saves a division.
   constexpr bool looked_up = sizeof(Index) == 1;
   constexpr int64_t none = -1;
@@ -195,6 +201,7 @@ void scatter(const Pool2dShape& s, const Range& rows, const Range& channels,
   const int64_t oh_begin = windows_around(top, s.pool_h, s.stride_h, s.oh).begin;
   const int64_t oh_end = windows_around(bottom, s.pool_h, s.stride_h, s.oh).end;
   for (int64_t oh = oh_begin; oh < oh_end; ++oh) {
+    clear_until(min(rows.end, oh * s.stride_h - s.pad_top + s.pool_h));
     for (int64_t ow = 0; ow < s.ow; ++ow) {
       const int64_t window = (oh * s.ow + ow) * s.c;
       const int64_t ih = oh * s.stride_h - s.pad_top, iw = ow * s.stride_w - s.pad_left;
@@ -217,6 +224,7 @@ void scatter(const Pool2dShape& s, const Range& rows, const Range& channels,
       }
     }
   }
+  clear_until(rows.end);
 }
 
 // A pixel, from the corner of the padding, and the windows around it.
@@ -276,27 +284,39 @@ void backward_by_pixels(const Pool2dShape& s, const float* dy, const uint8_t* ar
   });
 }
 
-// The same from the windows to the pixels. Images are cut into bands of rows, whose windows are
-// visited from both sides of a cut, only if there is too little else to go round.
+// The same from the windows to the pixels. Where images are too few to go round they are cut into
+// bands of rows, whose windows are visited from both sides of a cut, or, if that would be too many
+// of them, along the channels.
 template <class Index>
 void backward_by_values(const Pool2dShape& s, const float* dy, const Index* argmax, float* dx) {
   const int threads = num_threads();
-  const int64_t bands = s.n * ceil_div(s.c, 16) < threads ? min(threads, s.h) : 1;
-  parallel_rows(s.n * bands, s.c, [&](int64_t first, int64_t last, int64_t c0, int64_t c1) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t n = i / bands, band = i % bands, image = n * s.oh * s.ow * s.c;
-      scatter(s, {part_begin(s.h, bands, band), part_begin(s.h, bands, band + 1)}, {c0, c1},
-              dy + image, argmax + image, dx + n * s.h * s.w * s.c);
-    }
+  const int64_t wanted = 2 * threads, most_bands = max(1, s.h / (2 * s.pool_h));
+  const int64_t bands = min(most_bands, ceil_div(wanted, max(1, s.n)));
+  const auto run = [&](int64_t n, const Range& rows, const Range& channels) {
+    const int64_t image = n * s.oh * s.ow * s.c;
+    scatter(s, rows, channels, dy + image, argmax + image, dx + n * s.h * s.w * s.c);
+  };
+  if (s.n * bands >= threads) {
+    parallel_for(threads, s.n * bands, [&](int64_t item, int) {
+      const int64_t band = item % bands;
+      run(item / bands, {part_begin(s.h, bands, band), part_begin(s.h, bands, band + 1)}, {0, s.c});
+    });
+    return;
+  }
+  parallel_rows(s.n, s.c, [&](int64_t first, int64_t last, int64_t c0, int64_t c1) {
+    for (int64_t n = first; n < last; ++n) run(n, {0, s.h}, {c0, c1});
   });
 }
 
 void backward(const Pool2dShape& s, const float* dy, const uint8_t* argmax, float* dx) {
   // What a window costs, in half nanoseconds of a Zen 3 core: its values and clearing its pixels,
-  // or comparisons, and finding the windows around pixels where these differ.
+  // or comparisons, and finding the windows around pixels where these differ. Values are dearer
+  // where they go to pixels that the first-level cache cannot hold and no window has met before.
+  constexpr int64_t kept_bytes = 16 * 1024;
   const int64_t vectors = ceil_div(s.c, lanes), pixels = s.stride_h * s.stride_w;
   const bool disjoint = s.stride_h >= s.pool_h && s.stride_w >= s.pool_w;
-  const int64_t by_values = 4 * s.c + pixels * vectors / 2;
+  const bool scattered = disjoint && s.pool_h * s.pool_w * s.c * float_bytes > kept_bytes;
+  const int64_t by_values = (scattered ? 8 : 4) * s.c + pixels * vectors / 2;
   const int64_t by_positions = s.pool_h * s.pool_w * (3 + vectors) + (disjoint ? 0 : 16 * pixels);
   if (by_values < by_positions) {
     backward_by_values(s, dy, argmax, dx);
