@@ -465,8 +465,13 @@ bool last_fits(const Conv2dShape& s) {
   // Padding is multiplied like all else.
   const bool little_padding =
       !has_padding(s) || (!has_one_tap(s) && padded_h(s) * padded_w(s) <= 2 * s.h * s.w);
+  // What a block copies of x is multiplied as often as it has pixels, at least: strides and
+  // dilation may leave gaps between them.
+  const Blocks blocks(s, block_positions);
+  const bool few_gaps = has_one_tap(s) || reach_h(s, blocks.rows) * reach_w(s, blocks.cols) <=
+                                              s.kh * s.kw * blocks.rows * blocks.cols;
   return s.groups == 1 && s.oc <= most_features && s.c >= 2 * lanes &&
-         s.n * s.oh * s.ow >= least_positions && little_padding;
+         s.n * s.oh * s.ow >= least_positions && little_padding && few_gaps;
 }
 bool last_pays_forward(const Conv2dShape& s) {
   constexpr int64_t lanes_cost = 12;  // of adding up the lanes of a result, in vectors of terms

@@ -220,6 +220,7 @@ CONV_CASES: tuple[ConvCase, ...] = (
     ConvCase("last1_dilated", (2, 16, 17, 32), (3, 3), 1, 1, "same", (2, 3)),
     ConvCase("last3_dilated_stride2", (1, 17, 18, 33), (3, 2), 3, 2, 1, 2),
     ConvCase("last3_pad_one_side", (2, 8, 6, 34), (3, 3), 3, padding=((0, 2), (1, 0))),
+    ConvCase("last2_gaps", (1, 40, 41, 32), (3, 3), 2, 1, "valid", 15),
     ConvCase("last1_1x1", (3, 14, 15, 39), (1, 1), 1, activation="relu"),
     ConvCase("last4_1x1_stride2", (2, 9, 10, 66), (1, 1), 4, 2),
     ConvCase("last2_wide", (1, 3, 600, 32), (1, 3), 2, padding="same", activation="relu"),
