@@ -322,6 +322,7 @@ HUGE = [2**20, 2**31 - 1, 2**31, 2**32, 2**40, 2**61, 2**62, 2**63 - 1]
 def test_huge_values_do_not_overflow(value):
     """Each is either legal, and then right, or refused: nothing wraps around."""
     x, w = f32(1, 5, 6, 1), f32(3, 3, 1, 1)
+    many = f32(1, 5, 6, 64), f32(3, 3, 64, 1)  # channels, which have kernels of their own
     try:
         y = kernels.conv2d(x, w, strides=value)
     except ValueError:
@@ -350,6 +351,10 @@ def test_huge_values_do_not_overflow(value):
         np.testing.assert_array_equal(dx, x)
         np.testing.assert_array_equal(dw, middle)
         assert db == x.size
+        y = kernels.conv2d(*many, padding="same", dilation_rate=value)
+        np.testing.assert_array_equal(y, np.full(y.shape, 64, np.float32))
+        dx, dw, db = kernels.conv2d_backward(y, *many, padding="same", dilation_rate=value)
+        assert (dx == 64).all() and dw.sum() == 64 * y.sum() and db == y.sum()
     if value > 2**20:  # a legal request for more memory than there is
         for call in (kernels.conv2d, kernels.conv2d_backward_data):
             with pytest.raises((ValueError, MemoryError)):

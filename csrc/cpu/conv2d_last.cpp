@@ -462,16 +462,21 @@ void with_features(int64_t features, const Run& run) {
 
 bool last_fits(const Conv2dShape& s) {
   constexpr int64_t least_positions = 16;
-  // Padding is multiplied like all else.
-  const bool little_padding =
-      !has_padding(s) || (!has_one_tap(s) && padded_h(s) * padded_w(s) <= 2 * s.h * s.w);
-  // What a block copies of x is multiplied as often as it has pixels, at least: strides and
-  // dilation may leave gaps between them.
+  if (s.groups != 1 || s.oc > most_features || s.c < 2 * lanes ||
+      s.n * s.oh * s.ow < least_positions) {
+    return false;
+  }
+  if (has_one_tap(s)) return !has_padding(s);
+  // In floating point, which products of huge padding or dilation do not overflow.
+  const auto area = [](int64_t h, int64_t w) {
+    return static_cast<double>(h) * static_cast<double>(w);
+  };
+  // Padding is multiplied like all else. What a block copies of x is multiplied as often as it has
+  // pixels, at least: strides and dilation may leave gaps between them.
   const Blocks blocks(s, block_positions);
-  const bool few_gaps = has_one_tap(s) || reach_h(s, blocks.rows) * reach_w(s, blocks.cols) <=
-                                              s.kh * s.kw * blocks.rows * blocks.cols;
-  return s.groups == 1 && s.oc <= most_features && s.c >= 2 * lanes &&
-         s.n * s.oh * s.ow >= least_positions && little_padding && few_gaps;
+  return (!has_padding(s) || area(padded_h(s), padded_w(s)) <= 2 * area(s.h, s.w)) &&
+         area(reach_h(s, blocks.rows), reach_w(s, blocks.cols)) <=
+             area(s.kh * blocks.rows, s.kw * blocks.cols);
 }
 bool last_pays_forward(const Conv2dShape& s) {
   constexpr int64_t lanes_cost = 12;  // of adding up the lanes of a result, in vectors of terms
