@@ -334,6 +334,9 @@ def test_huge_values_do_not_overflow(value):
         assert kernels.conv2d(x, w, padding="same", strides=value).shape == (1, 1, 1, 1)
         y, argmax = kernels.max_pool2d(x, 2, value)
         assert y.shape == (1, 1, 1, 1) and argmax.item() == 0
+        y, argmax = kernels.max_pool2d(many[0], 2, value)
+        dx = kernels.max_pool2d_backward(y, argmax, many[0].shape, 2, value)
+        assert (dx[:, 0, 0] == 1).all() and dx.sum() == 64
     with pytest.raises(ValueError):
         kernels.conv2d(x, w, dilation_rate=value)
     with pytest.raises(ValueError):

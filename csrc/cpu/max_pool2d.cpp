@@ -313,7 +313,8 @@ void backward(const Pool2dShape& s, const float* dy, const uint8_t* argmax, floa
   // or comparisons, and finding the windows around pixels where these differ. Values are dearer
   // where they go to pixels that the first-level cache cannot hold and no window has met before.
   constexpr int64_t kept_bytes = 16 * 1024;
-  const int64_t vectors = ceil_div(s.c, lanes), pixels = s.stride_h * s.stride_w;
+  const int64_t vectors = ceil_div(s.c, lanes);
+  const int64_t pixels = min(s.stride_h, s.h) * min(s.stride_w, s.w);  // strides may be huge
   const bool disjoint = s.stride_h >= s.pool_h && s.stride_w >= s.pool_w;
   const bool scattered = disjoint && s.pool_h * s.pool_w * s.c * float_bytes > kept_bytes;
   const int64_t by_values = (scattered ? 8 : 4) * s.c + pixels * vectors / 2;

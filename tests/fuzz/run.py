@@ -28,6 +28,7 @@ MEMORY = 2048  # MiB of a process
 ALLOCATION = 1000  # MiB at once; more is refused, as if there was no more
 LENGTH = 512  # bytes of an input
 LARGEST = 50_000  # inputs of a process
+LINES = 12  # of a failed process's log that are shown
 
 
 class Result(NamedTuple):
@@ -133,8 +134,17 @@ def run(name: str, part: int, count: int, seed: int, output: Path) -> Result:
     if passed:
         log.unlink()
         last.unlink()
-    problem = "" if passed else f"FAILED, exit status {status}, see {log}"
+    # The failure itself is shown, since the folder may not outlive the run.
+    problem = "" if passed else f"FAILED, exit status {status}, see {log}:\n{failure(text)}"
     return Result(inputs, coverage, time.monotonic() - start, problem)
+
+
+def failure(log: str) -> str:
+    """The lines of a log that say what failed, or its last ones."""
+    lines = log.splitlines()
+    said = (i for i, line in enumerate(lines) if re.search(r"runtime error:|ERROR:|=== Un", line))
+    first = next(said, max(0, len(lines) - LINES))
+    return "\n".join(line[:200] for line in lines[first : first + LINES])
 
 
 def libfuzzer() -> str:
