@@ -194,29 +194,37 @@ def _relu(activation: Any) -> bool:
     raise ValueError(f"activation: expected None or 'relu'. Received: {activation!r}.")
 
 
-def _remembered(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """The function, whose results for plain arguments are kept: a small kernel runs in its time.
+_Function = Callable[..., tuple[Any, ...]]
+
+
+def _remembered(shapes: int) -> Callable[[_Function], _Function]:
+    """Keeps a function's results for plain arguments: a small kernel runs in its time.
 
     What equals a plain argument but is none, such as True, must be looked at each time; but not the
-    first two arguments, which are shapes of arrays.
+    first `shapes` arguments, which are shapes of arrays.
     """
-    kept = functools.lru_cache(maxsize=1024, typed=True)(function)
 
-    def call(*arguments: Any) -> tuple[Any, ...]:
-        for value in arguments[2:]:
-            kind = type(value)
-            if kind not in _PLAIN and (kind is not tuple or set(map(type, value)) != _INTEGERS):
-                return function(*arguments)
-        return kept(*arguments)
+    def decorate(function: _Function) -> _Function:
+        kept = functools.lru_cache(maxsize=1024, typed=True)(function)
 
-    return call
+        @functools.wraps(function)
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            for value in arguments[shapes:]:
+                kind = type(value)
+                if kind not in _PLAIN and (kind is not tuple or set(map(type, value)) != _INTEGERS):
+                    return function(*arguments)
+            return kept(*arguments)
+
+        return call
+
+    return decorate
 
 
 _INTEGERS = {int}
 _PLAIN = {int, str, type(None)}
 
 
-@_remembered
+@_remembered(shapes=2)
 def _conv2d_geometry(
     x_shape: tuple[int, ...],
     w_shape: tuple[int, ...],
@@ -236,7 +244,8 @@ def _conv2d_geometry(
 
 
 def _four(shape: Any, name: str) -> tuple[int, int, int, int]:
-    if (
+    of_array = type(shape) is tuple and len(shape) == 4 and set(map(type, shape)) == _INTEGERS
+    if not of_array and (
         not isinstance(shape, (tuple, list))
         or len(shape) != 4
         or not all(_is_integer(size) for size in shape)
@@ -301,6 +310,7 @@ def conv2d(
     return out
 
 
+@functools.lru_cache(maxsize=1024)
 def _conv2d_output(
     x_shape: tuple[int, ...], w_shape: tuple[int, ...], geometry: tuple[Any, ...]
 ) -> tuple[int, ...]:
@@ -452,6 +462,7 @@ def argmax_dtype(pool_size: tuple[int, int]) -> type[np.generic]:
     return np.uint8 if pool_size[0] * pool_size[1] <= 256 else np.int32
 
 
+@_remembered(shapes=1)
 def _pool_geometry(
     x_shape: tuple[int, ...], pool_size: Any, strides: Any, padding: Any
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
