@@ -233,11 +233,12 @@ struct Pixel {
   Range windows_h, windows_w;
 };
 
-// dx = sum of dy over the windows that the pixel won, for V vectors of channels. dy and argmax: of
-// its image.
+// dx = sum of dy over the windows that the pixel won, for V vectors of channels, of which the last
+// begins `last` behind the first. dy and argmax: of its image.
 template <int V>
 void collect(const Pool2dShape& s, const Pixel& pixel, const float* dy, const uint8_t* argmax,
-             float* dx) {
+             float* dx, int64_t last = (V - 1) * lanes) {
+  const auto at = [=](int v) { return v < V - 1 ? v * lanes : last; };
   vec sum[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) sum[v] = zero();
@@ -249,12 +250,33 @@ void collect(const Pool2dShape& s, const Pixel& pixel, const float* dy, const ui
       const uint8_t* const winner = argmax + (oh * s.ow + ow) * s.c;
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        sum[v] = add(sum[v], where_equal(winner + v * lanes, position, load(from + v * lanes)));
+        sum[v] = add(sum[v], where_equal(winner + at(v), position, load(from + at(v))));
       }
     }
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) store(dx + v * lanes, sum[v]);
+  for (int v = 0; v < V; ++v) store(dx + at(v), sum[v]);
+}
+// For all channels, a vector of them at least; the last vector begins where it is whole.
+[[gnu::always_inline]] inline void collect_all(const Pool2dShape& s, const Pixel& pixel,
+                                               int64_t channels, const float* dy,
+                                               const uint8_t* argmax, float* dx) {
+  constexpr int many = lanes < 16 ? 8 : 4, some = many / 2;
+  int64_t c = 0;
+  for (; c + many * lanes <= channels; c += many * lanes) {
+    collect<many>(s, pixel, dy + c, argmax + c, dx + c);
+  }
+  for (; c + some * lanes <= channels; c += some * lanes) {
+    collect<some>(s, pixel, dy + c, argmax + c, dx + c);
+  }
+  for (; c + lanes < channels; c += 2 * lanes) {
+    const int64_t last = min(lanes, channels - lanes - c);
+    collect<2>(s, pixel, dy + c, argmax + c, dx + c, last);
+  }
+  if (c < channels) {
+    c = channels - lanes;
+    collect<1>(s, pixel, dy + c, argmax + c, dx + c);
+  }
 }
 
 // Windows that overlap: every pixel looks through the windows around it, in their order.
@@ -275,10 +297,7 @@ void backward_by_pixels(const Pool2dShape& s, const float* dy, const uint8_t* ar
         while (around.end < s.ow && around.end * s.stride_w <= pixel.w) ++around.end;
         while (around.begin * s.stride_w + s.pool_w <= pixel.w) ++around.begin;
         const int64_t at = (ih * s.w + iw) * s.c;
-        for_channels(c0, c1, [&]<int vectors>(int64_t c, int64_t count) {
-          if (count < lanes) c = c1 - lanes;  // the last, and some before them once more
-          collect<vectors>(s, pixel, dy + image + c, argmax + image + c, to + at + c);
-        });
+        collect_all(s, pixel, c1 - c0, dy + image + c0, argmax + image + c0, to + at + c0);
       }
     }
   });
@@ -291,7 +310,9 @@ template <class Index>
 void backward_by_values(const Pool2dShape& s, const float* dy, const Index* argmax, float* dx) {
   const int threads = num_threads();
   const int64_t wanted = 2 * threads, most_bands = max(1, s.h / (2 * s.pool_h));
-  const int64_t bands = min(most_bands, ceil_div(wanted, max(1, s.n)));
+  int64_t bands = min(most_bands, ceil_div(wanted, max(1, s.n)));
+  // As many items for every thread.
+  while (bands > 1 && s.n * bands > threads && s.n * bands % threads != 0) --bands;
   const auto run = [&](int64_t n, const Range& rows, const Range& channels) {
     const int64_t image = n * s.oh * s.ow * s.c;
     scatter(s, rows, channels, dy + image, argmax + image, dx + n * s.h * s.w * s.c);
