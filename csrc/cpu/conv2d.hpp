@@ -63,10 +63,11 @@ void conv2d_first(const Conv2dShape& s, Activation activation, const float* x, c
 void conv2d_first_backward_weights(const Conv2dShape& s, Activation activation, const float* dy,
                                    const float* y, const float* x, float* dw, float* db);
 
-// conv2d_last.cpp: up to four features of many channels, likewise; the weight gradient where it
-// fits, forward where that pays too, the data gradient of a single tap.
+// conv2d_last.cpp: up to four features of many channels, likewise where it fits and pays; the data
+// gradient of a single tap.
 bool last_fits(const Conv2dShape& s);
 bool last_pays_forward(const Conv2dShape& s);
+bool last_pays_weights(const Conv2dShape& s);
 bool last_fits_data(const Conv2dShape& s);
 void conv2d_last(const Conv2dShape& s, Activation activation, const float* x, const float* w,
                  const float* b, float* y);

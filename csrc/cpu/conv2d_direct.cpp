@@ -548,10 +548,32 @@ struct FewPositions {
   }
 };
 
-// Forward: weights are read as they lie, row by row: sum[f] += x[k] * w[k, f], K rows at a time.
+// Forward: weights are read as they lie, row by row: sum[f] += x[k] * w[k, f]. Row after row, as
+// elsewhere, so that the same sums come out as of packed weights.
+
+// Of `count` features in V vectors, whose sums stay in registers.
+constexpr int most_kept_sums = 8;
+template <int V>
+[[gnu::noinline]] void add_narrow_rows(const float* x, const float* w, int64_t w_row, int64_t depth,
+                                       int64_t count, float* sum) {
+  const int64_t last = count - (V - 1) * lanes;
+  const auto part = [=](int v) { return v < V - 1 ? lanes : last; };
+  vec sums[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) sums[v] = load_part(sum + v * lanes, part(v));
+  for (int64_t k = 0; k < depth; ++k, w += w_row) {
+    const vec value = broadcast(x[k]);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sums[v] = fmadd(value, load_part(w + v * lanes, part(v)), sums[v]);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) store_part(sum + v * lanes, sums[v], part(v));
+}
+
+// Of more features K rows at a time.
 constexpr int64_t most_rows = 8;
 template <int K>
-void add_rows(const float* x, const float* w, int64_t w_row, int64_t count, float* sum) {
+void add_wide_rows(const float* x, const float* w, int64_t w_row, int64_t count, float* sum) {
   vec value[K];
 #pragma GCC unroll 8
   for (int k = 0; k < K; ++k) value[k] = broadcast(x[k]);
@@ -562,6 +584,24 @@ void add_rows(const float* x, const float* w, int64_t w_row, int64_t count, floa
     for (int k = 0; k < K; ++k) s = fmadd(value[k], load_part(w + k * w_row + f, part), s);
     store_part(sum + f, s, part);
   }
+}
+
+template <int V = most_kept_sums>
+void add_rows(const float* x, const float* w, int64_t w_row, int64_t depth, int64_t count,
+              float* sum) {
+  if constexpr (V > 0) {
+    if (ceil_div(count, lanes) == V) {
+      add_narrow_rows<V>(x, w, w_row, depth, count, sum);
+    } else {
+      add_rows<V - 1>(x, w, w_row, depth, count, sum);
+    }
+    return;
+  }
+  int64_t k = 0;
+  for (; k + most_rows <= depth; k += most_rows) {
+    add_wide_rows<most_rows>(x + k, w + k * w_row, w_row, count, sum);
+  }
+  for (; k < depth; ++k) add_wide_rows<1>(x + k, w + k * w_row, w_row, count, sum);
 }
 
 bool few_enough_for_rows(const TapConvolution& conv) {
@@ -598,13 +638,7 @@ void run_rows(const TapConvolution& conv) {
           const Tap& tap = taps[t];
           const float* const x = tile.x[0] + tap.x;
           const float* const w = weights + tap.w / tap.depth * conv.weight_tap;
-          int64_t k = 0;
-          for (; k + most_rows <= tap.depth; k += most_rows) {
-            add_rows<most_rows>(x + k, w + k * conv.weight_k, conv.weight_k, count, y);
-          }
-          for (; k < tap.depth; ++k) {
-            add_rows<1>(x + k, w + k * conv.weight_k, conv.weight_k, count, y);
-          }
+          add_rows(x, w, conv.weight_k, tap.depth, count, y);
         }
         const vec least = broadcast(conv.relu ? 0.0f : -HUGE_VALF);
         for (int64_t f = 0; f < count; f += lanes) {
@@ -620,40 +654,43 @@ void run_rows(const TapConvolution& conv) {
 // Data gradient: every result is a product of two vectors that lie contiguous, along the channels
 // that are summed over.
 bool few_enough_for_dots(const TapConvolution& conv) {
-  // Adding up a product's lanes takes as long as sixteen of its terms do when weights are packed.
-  constexpr int64_t lanes_cost = 16, least = 4, most = 32;
-  const int64_t terms = conv.kernel_h * conv.kernel_w * conv.depth;
-  return conv.weight_k == 1 && conv.depth >= 2 * lanes &&
-         conv.positions() <= max(least, min(most, terms / lanes_cost));
+  // Of so many positions packing the weights takes as long as multiplying them again for each.
+  constexpr int64_t least = 2, most = 48, terms_per_position = 10;
+  const int64_t taps = conv.kernel_h * conv.kernel_w, terms = taps * conv.depth;
+  const bool fill_vectors = conv.depth >= 2 * lanes || (taps == 1 && conv.features >= lanes);
+  return conv.weight_k == 1 && fill_vectors &&
+         conv.positions() <= min(most, least + terms / terms_per_position);
 }
 void run_dots(const TapConvolution& conv) {
+  // Of a stretch of features, which positions read one after the other from the first-level cache.
+  constexpr int64_t weight_bytes = 16 * 1024;
   const FewPositions few(conv);
-  const int64_t group_parts = ceil_div(conv.features, dot_features);
-  const int64_t wanted = items_per_thread * num_threads();
-  const int64_t parts_per_item = max(1, conv.groups * group_parts / wanted);
-  const int64_t parts = conv.groups * group_parts;
-  parallel_ranges(parts, parts_per_item, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t group = part / group_parts, first = part % group_parts * dot_features;
-      DotTile tile{};
-      tile.features = min(dot_features, conv.features - first);
-      tile.w = conv.weights + group * conv.weight_group + first * conv.weight_f;
-      tile.w_feature = conv.weight_f;
-      tile.w_tap = conv.weight_tap;
-      const auto run_pair = [&](const Tap* taps, int64_t tap_count, Positions positions) {
-        tile.taps = taps;
-        tile.tap_count = tap_count;
-        for (int64_t p = 0; p < positions.count; p += dot_rows) {
-          const int64_t count = min(dot_rows, positions.count - p);
-          for (int64_t k = 0; k < count; ++k) {
-            positions.next(few.source + group * conv.depth,
-                           conv.result + group * conv.features + first, tile, k);
-          }
-          run_tile(tile, count);
-        }
-      };
-      for_class_pairs(conv, few.table, 0, conv.result_h, conv.n, run_pair);
-    }
+  const int64_t feature_bytes = float_bytes * conv.kernel_h * conv.kernel_w * conv.depth;
+  const int64_t most = max(1, weight_bytes / feature_bytes / lanes) * lanes;
+  const int64_t wanted = ceil_div(items_per_thread * num_threads(), conv.groups);
+  const int64_t vectors = conv.features / lanes;
+  const int64_t stretches = max(1, min(vectors, max(wanted, ceil_div(conv.features, most))));
+  parallel_for(num_threads(), conv.groups * stretches, [&](int64_t item, int) {
+    const int64_t group = item / stretches, part = item % stretches;
+    const int64_t first = part_begin(vectors, stretches, part) * lanes;
+    // Features that do not fill a vector go to the last one.
+    const int64_t end =
+        part + 1 < stretches ? part_begin(vectors, stretches, part + 1) * lanes : conv.features;
+    DotTile tile{};
+    tile.features = end - first;
+    tile.w = conv.weights + group * conv.weight_group + first * conv.weight_f;
+    tile.w_feature = conv.weight_f;
+    tile.w_tap = conv.weight_tap;
+    const auto run_pair = [&](const Tap* taps, int64_t tap_count, Positions positions) {
+      tile.taps = taps;
+      tile.tap_count = tap_count;
+      for (int64_t p = 0; p < positions.count; ++p) {
+        positions.next(few.source + group * conv.depth, conv.result + group * conv.features + first,
+                       tile, 0);
+        run_tile(tile);
+      }
+    };
+    for_class_pairs(conv, few.table, 0, conv.result_h, conv.n, run_pair);
   });
 }
 

@@ -283,7 +283,7 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
     conv2d_first_backward_weights(s, activation, dy, y, x, dw, db);
     return;
   }
-  const bool last = last_fits(s);
+  const bool last = last_fits(s) && last_pays_weights(s);
   constexpr int64_t emptier_tiles = 2;  // of so many features, than conv2d_last's
   if (few_features(s) && !(last && s.oc <= emptier_tiles)) {
     few_features_weights(s, activation, dy, y, x, dw, db);

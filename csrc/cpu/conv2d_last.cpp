@@ -461,11 +461,7 @@ void with_features(int64_t features, const Run& run) {
 }  // namespace
 
 bool last_fits(const Conv2dShape& s) {
-  constexpr int64_t least_positions = 16;
-  if (s.groups != 1 || s.oc > most_features || s.c < 2 * lanes ||
-      s.n * s.oh * s.ow < least_positions) {
-    return false;
-  }
+  if (s.groups != 1 || s.oc > most_features || s.c < 2 * lanes) return false;
   if (has_one_tap(s)) return !has_padding(s);
   // In floating point, which products of huge padding or dilation do not overflow.
   const auto area = [](int64_t h, int64_t w) {
@@ -482,6 +478,10 @@ bool last_pays_forward(const Conv2dShape& s) {
   constexpr int64_t lanes_cost = 12;  // of adding up the lanes of a result, in vectors of terms
   const int64_t terms = s.kh * s.kw * s.c;
   return s.oc * (terms / lanes + lanes_cost) < terms;
+}
+bool last_pays_weights(const Conv2dShape& s) {
+  constexpr int64_t least_positions = 16;
+  return s.n * s.oh * s.ow >= least_positions;
 }
 bool last_fits_data(const Conv2dShape& s) { return last_fits(s) && makes_one_row(s); }
 

@@ -88,33 +88,20 @@ static inline void masked_copy(const float* src, const float* y, float* dst, int
 // to[j, i] = from[i, j] for i in [0, rows), j in [0, cols); squares of four by four in registers.
 static inline void transpose(const float* from, int64_t from_row, int64_t rows, int64_t cols,
                              float* to, int64_t to_row) {
-  using quad = float __attribute__((vector_size(16)));
-  int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) {
-    int64_t j = 0;
-    for (; j + 4 <= cols; j += 4) {
-      quad a, b, c, d;
-      __builtin_memcpy(&a, from + i * from_row + j, sizeof(quad));
-      __builtin_memcpy(&b, from + (i + 1) * from_row + j, sizeof(quad));
-      __builtin_memcpy(&c, from + (i + 2) * from_row + j, sizeof(quad));
-      __builtin_memcpy(&d, from + (i + 3) * from_row + j, sizeof(quad));
-      // Two rows interleaved, then halves of two such: one instruction each.
-      const quad ab = {a[0], b[0], a[1], b[1]}, ab_high = {a[2], b[2], a[3], b[3]};
-      const quad cd = {c[0], d[0], c[1], d[1]}, cd_high = {c[2], d[2], c[3], d[3]};
-      const quad col[4] = {{ab[0], ab[1], cd[0], cd[1]},
-                           {ab[2], ab[3], cd[2], cd[3]},
-                           {ab_high[0], ab_high[1], cd_high[0], cd_high[1]},
-                           {ab_high[2], ab_high[3], cd_high[2], cd_high[3]}};
-      for (int k = 0; k < 4; ++k) {
-        __builtin_memcpy(to + (j + k) * to_row + i, &col[k], sizeof(quad));
-      }
+  constexpr int64_t side = 4;
+  if (rows < side || cols < side) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < cols; ++j) to[j * to_row + i] = from[i * from_row + j];
     }
-    for (; j < cols; ++j) {
-      for (int k = 0; k < 4; ++k) to[j * to_row + i + k] = from[(i + k) * from_row + j];
-    }
+    return;
   }
-  for (; i < rows; ++i) {
-    for (int64_t j = 0; j < cols; ++j) to[j * to_row + i] = from[i * from_row + j];
+  // The last squares begin where they are whole.
+  for (int64_t next_i = 0; next_i < rows; next_i += side) {
+    const int64_t i = min(next_i, rows - side);
+    for (int64_t next_j = 0; next_j < cols; next_j += side) {
+      const int64_t j = min(next_j, cols - side);
+      transpose_4x4(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+    }
   }
 }
 // to[i] += from[i] + from[step + i] + ... of `count` arrays, one after the other, for i in [begin,

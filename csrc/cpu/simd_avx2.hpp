@@ -87,6 +87,33 @@ static inline float sum_lanes(vec v) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+// In lane i the sum of the lanes of v[i]. First within blocks of four lanes, of which two vectors
+// and then two pairs of them become one.
+static inline vec sum_each(const vec (&v)[lanes]) {
+  const auto add_two = [](vec a, vec b) {
+    return _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  };
+  const auto add_four = [&](const vec* four) {
+    const __m256d a = _mm256_castps_pd(add_two(four[0], four[1]));
+    const __m256d b = _mm256_castps_pd(add_two(four[2], four[3]));
+    return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                         _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+  };
+  const vec low = add_four(v), high = add_four(v + 4);
+  return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
+                       _mm256_permute2f128_ps(low, high, 0x31));
+}
+
+// to[j * to_row + i] = from[i * from_row + j] for i and j below 4.
+static inline void transpose_4x4(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_row);
+  __m128 c = _mm_loadu_ps(from + 2 * from_row), d = _mm_loadu_ps(from + 3 * from_row);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(to, a);
+  _mm_storeu_ps(to + to_row, b);
+  _mm_storeu_ps(to + 2 * to_row, c);
+  _mm_storeu_ps(to + 3 * to_row, d);
+}
 
 // Where v is greater than best, or the first NaN, v takes its place and position that of `at`.
 static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {

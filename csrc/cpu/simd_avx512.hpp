@@ -78,6 +78,38 @@ static inline float sum_lanes(vec v) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+// In lane i the sum of the lanes of v[i]. First within blocks of four lanes, of which two vectors
+// and then two pairs of them become one; then the blocks. Masked forms as in at_least.
+static inline vec sum_each(const vec (&v)[lanes]) {
+  const auto add_two = [](vec a, vec b) {
+    return _mm512_add_ps(_mm512_maskz_unpacklo_ps(0xffff, a, b),
+                         _mm512_maskz_unpackhi_ps(0xffff, a, b));
+  };
+  const auto add_four = [&](const vec* four) {
+    const __m512d a = _mm512_castps_pd(add_two(four[0], four[1]));
+    const __m512d b = _mm512_castps_pd(add_two(four[2], four[3]));
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, a, b)),
+                         _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, a, b)));
+  };
+  // The even blocks of a, then those of b, and the odd ones.
+  const auto add_blocks = [](vec a, vec b) {
+    return _mm512_add_ps(_mm512_maskz_shuffle_f32x4(0xffff, a, b, 0x88),
+                         _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0xdd));
+  };
+  return add_blocks(add_blocks(add_four(v), add_four(v + 4)),
+                    add_blocks(add_four(v + 8), add_four(v + 12)));
+}
+
+// to[j * to_row + i] = from[i * from_row + j] for i and j below 4.
+static inline void transpose_4x4(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_row);
+  __m128 c = _mm_loadu_ps(from + 2 * from_row), d = _mm_loadu_ps(from + 3 * from_row);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(to, a);
+  _mm_storeu_ps(to + to_row, b);
+  _mm_storeu_ps(to + 2 * to_row, c);
+  _mm_storeu_ps(to + 3 * to_row, d);
+}
 
 // Where v is greater than best, or the first NaN, v takes its place and position that of `at`.
 static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {

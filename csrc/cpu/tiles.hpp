@@ -346,13 +346,11 @@ static void compute(const TransposedTile& tile) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Products of vectors:  y[p, f] = sum_t sum_k x[p][t.x + k] * w[f, t, k]
-
-constexpr int64_t dot_rows = 2, dot_features = 4;
+// Products of vectors:  y[f] = sum_t sum_k x[t.x + k] * w[f, t, k]
 
 struct DotTile {
-  const float* x[dot_rows];
-  float* y[dot_rows];
+  const float* x[1];
+  float* y[1];
   const Tap* taps;  // whose w / depth is the tap's number
   int64_t tap_count;
   const float* w;  // of the tile's first feature
@@ -360,44 +358,44 @@ struct DotTile {
   int64_t features;
 };
 
-template <int P, int F>
-static void compute_dots(const DotTile& tile) {
-  vec sum[P][F];
-#pragma GCC unroll 4
-  for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-    for (int f = 0; f < F; ++f) sum[p][f] = zero();
-  }
+// Of F features from `first` on.
+template <int F>
+[[gnu::noinline]] static void compute_dots(const DotTile& tile, int64_t first) {
+  vec sum[F];
+#pragma GCC unroll 16
+  for (int f = 0; f < F; ++f) sum[f] = zero();
+  const int64_t w_feature = tile.w_feature;
   for (int64_t t = 0; t < tile.tap_count; ++t) {
     const Tap tap = tile.taps[t];
-    const float* const w = tile.w + tap.w / tap.depth * tile.w_tap;
-    const auto step = [&](int64_t k, int64_t count) __attribute__((always_inline)) {
-      add_products(
-          sum, [&](int p) { return load_part(tile.x[p] + tap.x + k, count); },
-          [&](int f) { return load_part(w + f * tile.w_feature + k, count); });
-    };
+    const float* const x = tile.x[0] + tap.x;
+    const float* w = tile.w + first * w_feature + tap.w / tap.depth * tile.w_tap;
     int64_t k = 0;
-    for (; k + lanes <= tap.depth; k += lanes) step(k, lanes);
-    if (k < tap.depth) step(k, tap.depth - k);
-  }
-#pragma GCC unroll 4
-  for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-    for (int f = 0; f < F; ++f) {
-      tile.y[p][f] = sum_lanes(sum[p][f]);
+    for (; k + lanes <= tap.depth; k += lanes, w += lanes) {
+      const vec value = load(x + k);
+#pragma GCC unroll 16
+      for (int f = 0; f < F; ++f) sum[f] = fmadd(value, load(w + f * w_feature), sum[f]);
     }
+    const int64_t rest = tap.depth - k;
+    if (rest == 0) continue;
+    const vec value = load_n(x + k, rest);
+#pragma GCC unroll 16
+    for (int f = 0; f < F; ++f) sum[f] = fmadd(value, load_n(w + f * w_feature, rest), sum[f]);
+  }
+  if constexpr (F == lanes) {
+    store(tile.y[0] + first, sum_each(sum));
+  } else {
+    for (int f = 0; f < F; ++f) tile.y[0][first + f] = sum_lanes(sum[f]);
   }
 }
 
-template <int F = dot_features>
-static inline void run_tile(const DotTile& tile, int64_t rows) {
-  static_assert(dot_rows == 2);
-  if (tile.features < F) {
-    if constexpr (F > 1) run_tile<F - 1>(tile, rows);
-  } else if (rows == 2) {
-    compute_dots<2, F>(tile);
-  } else {
-    compute_dots<1, F>(tile);
+static inline void run_tile(const DotTile& tile) {
+  if (tile.features < lanes) {
+    for (int64_t f = 0; f < tile.features; ++f) compute_dots<1>(tile, f);
+    return;
+  }
+  // The last vector of features begins where it is whole.
+  for (int64_t f = 0; f < tile.features; f += lanes) {
+    compute_dots<lanes>(tile, min(f, tile.features - lanes));
   }
 }
 

@@ -253,6 +253,8 @@ POOL_CASES: tuple[PoolCase, ...] = (
     PoolCase("pool1", (2, 4, 5, 8), 1),
     PoolCase("pool1_stride2", (2, 5, 6, 8), 1, 2),
     PoolCase("pool2_stride1", (2, 6, 5, 16), 2, 1),
+    PoolCase("pool2_stride1_11_channels", (2, 6, 5, 11), 2, 1),
+    PoolCase("pool3_stride2_29_channels", (1, 9, 8, 29), 3, 2),
     PoolCase("pool2_same_even", (2, 6, 8, 3), 2, padding="same"),
     PoolCase("pool2_same_odd", (2, 7, 5, 16), 2, padding="same"),
     PoolCase("pool2_same_stride1", (1, 5, 6, 17), 2, 1, "same"),
@@ -298,6 +300,13 @@ DENSE_CASES: tuple[DenseCase, ...] = (
     DenseCase("narrow_130_3", 70, 130, 3),
     DenseCase("narrow_200_20", 40, 200, 20, "relu"),
     DenseCase("narrow_64_1", 9, 64, 1),
+    # A few rows, for which weights are not packed.
+    DenseCase("row_last2", 1, 100, 2, "relu"),
+    DenseCase("rows_last3", 5, 67, 3),
+    DenseCase("row_7_3", 1, 7, 3),
+    DenseCase("row_200_10", 1, 200, 10, "relu"),
+    DenseCase("rows_90_25", 4, 90, 25),
+    DenseCase("rows_50_300", 2, 50, 300, "relu"),
 )
 
 
