@@ -311,8 +311,12 @@ void backward_by_values(const Pool2dShape& s, const float* dy, const Index* argm
   const int threads = num_threads();
   const int64_t wanted = 2 * threads, most_bands = max(1, s.h / (2 * s.pool_h));
   int64_t bands = min(most_bands, ceil_div(wanted, max(1, s.n)));
-  // As many items for every thread.
-  while (bands > 1 && s.n * bands > threads && s.n * bands % threads != 0) --bands;
+  // As many for every thread, if that can be.
+  for (int64_t fewer = bands; fewer > 0 && s.n * fewer >= threads; --fewer) {
+    if (s.n * fewer % threads != 0) continue;
+    bands = fewer;
+    break;
+  }
   const auto run = [&](int64_t n, const Range& rows, const Range& channels) {
     const int64_t image = n * s.oh * s.ow * s.c;
     scatter(s, rows, channels, dy + image, argmax + image, dx + n * s.h * s.w * s.c);
