@@ -99,5 +99,6 @@ static inline __m512i emulated_maskz_slli_epi32(__mmask16, __m512i v, unsigned c
 #define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
 #define _mm512_maskz_srli_epi64 emulated_maskz_srli_epi64
 #define _mm512_maskz_slli_epi64 emulated_maskz_slli_epi64
+#define _mm512_maskz_shuffle_f32x4 simde_mm512_maskz_shuffle_f32x4
 #define _mm512_maskz_srli_epi32 emulated_maskz_srli_epi32
 #define _mm512_maskz_slli_epi32 emulated_maskz_slli_epi32
