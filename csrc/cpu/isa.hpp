@@ -8,6 +8,10 @@
 // no <vector>; helpers below are static. tests/test_package.py checks the objects.
 #pragma once
 
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
 #include <cstddef>
 #include <cstdint>
 
@@ -84,6 +88,23 @@ static inline void masked_copy(const float* src, const float* y, float* dst, int
   int64_t i = 0;
   for (; i + lanes <= size; i += lanes) store(dst + i, where_positive(load(y + i), load(src + i)));
   for (; i < size; ++i) dst[i] = y[i] > 0.0f ? src[i] : 0.0f;
+}
+// to[j, i] = from[i, j] for i and j below 4. By name where there are shuffles for it: compilers
+// take such vectors apart into single numbers.
+static inline void transpose_4x4(const float* from, int64_t from_row, float* to, int64_t to_row) {
+#ifdef __SSE__
+  __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_row);
+  __m128 c = _mm_loadu_ps(from + 2 * from_row), d = _mm_loadu_ps(from + 3 * from_row);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(to, a);
+  _mm_storeu_ps(to + to_row, b);
+  _mm_storeu_ps(to + 2 * to_row, c);
+  _mm_storeu_ps(to + 3 * to_row, d);
+#else
+  for (int64_t i = 0; i < 4; ++i) {
+    for (int64_t j = 0; j < 4; ++j) to[j * to_row + i] = from[i * from_row + j];
+  }
+#endif
 }
 // to[j, i] = from[i, j] for i in [0, rows), j in [0, cols); squares of four by four in registers.
 static inline void transpose(const float* from, int64_t from_row, int64_t rows, int64_t cols,

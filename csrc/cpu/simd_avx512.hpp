@@ -100,17 +100,6 @@ static inline vec sum_each(const vec (&v)[lanes]) {
                     add_blocks(add_four(v + 8), add_four(v + 12)));
 }
 
-// to[j * to_row + i] = from[i * from_row + j] for i and j below 4.
-static inline void transpose_4x4(const float* from, int64_t from_row, float* to, int64_t to_row) {
-  __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_row);
-  __m128 c = _mm_loadu_ps(from + 2 * from_row), d = _mm_loadu_ps(from + 3 * from_row);
-  _MM_TRANSPOSE4_PS(a, b, c, d);
-  _mm_storeu_ps(to, a);
-  _mm_storeu_ps(to + to_row, b);
-  _mm_storeu_ps(to + 2 * to_row, c);
-  _mm_storeu_ps(to + 3 * to_row, d);
-}
-
 // Where v is greater than best, or the first NaN, v takes its place and position that of `at`.
 static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {
   const __mmask16 wins = static_cast<__mmask16>(_mm512_cmp_ps_mask(v, best, _CMP_NLE_UQ) &

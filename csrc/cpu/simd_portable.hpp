@@ -128,13 +128,6 @@ static inline vec sum_each(const vec (&v)[lanes]) {
   return vec{sum_lanes(v[0]), sum_lanes(v[1]), sum_lanes(v[2]), sum_lanes(v[3])};
 }
 
-// to[j * to_row + i] = from[i * from_row + j] for i and j below 4.
-static inline void transpose_4x4(const float* from, int64_t from_row, float* to, int64_t to_row) {
-  const vec a = load(from), b = load(from + from_row);
-  const vec c = load(from + 2 * from_row), d = load(from + 3 * from_row);
-  for (int j = 0; j < lanes; ++j) store(to + j * to_row, vec{a[j], b[j], c[j], d[j]});
-}
-
 // Where v is greater than best, or the first NaN, v takes its place and position that of `at`.
 static inline void keep_maximum(vec v, vec position, vec& best, vec& at) {
   for (int i = 0; i < lanes; ++i) {
