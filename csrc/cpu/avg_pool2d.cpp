@@ -21,10 +21,11 @@ Range inside(int64_t start, int64_t pool, int64_t size) {
 }
 
 // y = mean of these rows and columns of the image; from one to the next are `line` and `pixel`
-// floats.
+// floats. Vectors as of for_channels.
 template <int vectors>
 void mean(const float* x, const Range& rows, const Range& cols, int64_t line, int64_t pixel,
-          int64_t count, float* y) {
+          int64_t second, int64_t count, float* y) {
+  const auto begin = [=](int q) { return vector_begin<vectors>(q, second); };
   vec total[vectors];
   for (int q = 0; q < vectors; ++q) total[q] = zero();
   for (int64_t i = rows.begin; i < rows.end; ++i) {
@@ -32,18 +33,19 @@ void mean(const float* x, const Range& rows, const Range& cols, int64_t line, in
     for (int q = 0; q < vectors; ++q) sum[q] = zero();
     for (int64_t j = cols.begin; j < cols.end; ++j) {
       const float* const at = x + i * line + j * pixel;
-      for (int q = 0; q < vectors; ++q) sum[q] = add(sum[q], load_part(at + q * lanes, count));
+      for (int q = 0; q < vectors; ++q) sum[q] = add(sum[q], load_part(at + begin(q), count));
     }
     for (int q = 0; q < vectors; ++q) total[q] = add(total[q], sum[q]);
   }
   const vec pixels = broadcast(static_cast<float>(rows.size() * cols.size()));
-  for (int q = 0; q < vectors; ++q) store_part(y + q * lanes, div(total[q], pixels), count);
+  for (int q = 0; q < vectors; ++q) store_part(y + begin(q), div(total[q], pixels), count);
 }
 
 // dx = sum of the windows' dy, each divided by its pixels.
 template <int vectors>
 void collect(const Pool2dShape& s, const float* dy, const Range& windows_h, const Range& windows_w,
-             int64_t count, float* dx) {
+             int64_t second, int64_t count, float* dx) {
+  const auto begin = [=](int q) { return vector_begin<vectors>(q, second); };
   vec sum[vectors];
   for (int q = 0; q < vectors; ++q) sum[q] = zero();
   for (int64_t oh = windows_h.begin; oh < windows_h.end; ++oh) {
@@ -53,11 +55,11 @@ void collect(const Pool2dShape& s, const float* dy, const Range& windows_h, cons
       const vec share = broadcast(1.0f / static_cast<float>(rows * cols));
       const float* const at = dy + (oh * s.ow + ow) * s.c;
       for (int q = 0; q < vectors; ++q) {
-        sum[q] = fmadd(load_part(at + q * lanes, count), share, sum[q]);
+        sum[q] = fmadd(load_part(at + begin(q), count), share, sum[q]);
       }
     }
   }
-  for (int q = 0; q < vectors; ++q) store_part(dx + q * lanes, sum[q], count);
+  for (int q = 0; q < vectors; ++q) store_part(dx + begin(q), sum[q], count);
 }
 
 }  // namespace
@@ -71,8 +73,8 @@ void avg_pool2d(const Pool2dShape& s, const float* x, float* y) {
       for (int64_t ow = 0; ow < s.ow; ++ow) {
         const Range cols = inside(ow * s.stride_w - s.pad_left, s.pool_w, s.w);
         float* const to = y + (row * s.ow + ow) * s.c;
-        for_channels(c0, c1, [&]<int vectors>(int64_t c, int64_t count) {
-          mean<vectors>(image + c, rows, cols, s.w * s.c, s.c, count, to + c);
+        for_channels(c0, c1, [&]<int vectors>(int64_t c, int64_t second, int64_t count) {
+          mean<vectors>(image + c, rows, cols, s.w * s.c, s.c, second, count, to + c);
         });
       }
     }
@@ -88,8 +90,8 @@ void avg_pool2d_backward(const Pool2dShape& s, const float* dy, float* dx) {
       for (int64_t iw = 0; iw < s.w; ++iw) {
         const Range windows_w = windows_around(iw + s.pad_left, s.pool_w, s.stride_w, s.ow);
         float* const to = dx + (row * s.w + iw) * s.c;
-        for_channels(c0, c1, [&]<int vectors>(int64_t c, int64_t count) {
-          collect<vectors>(s, image + c, windows_h, windows_w, count, to + c);
+        for_channels(c0, c1, [&]<int vectors>(int64_t c, int64_t second, int64_t count) {
+          collect<vectors>(s, image + c, windows_h, windows_w, second, count, to + c);
         });
       }
     }

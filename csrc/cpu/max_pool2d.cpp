@@ -233,12 +233,12 @@ struct Pixel {
   Range windows_h, windows_w;
 };
 
-// dx = sum of dy over the windows that the pixel won, for V vectors of channels, of which the last
-// begins `last` behind the first. dy and argmax: of its image.
+// dx = sum of dy over the windows that the pixel won, for V vectors of channels as of for_channels.
+// dy and argmax: of its image.
 template <int V>
 void collect(const Pool2dShape& s, const Pixel& pixel, const float* dy, const uint8_t* argmax,
-             float* dx, int64_t last = (V - 1) * lanes) {
-  const auto at = [=](int v) { return v < V - 1 ? v * lanes : last; };
+             float* dx, int64_t second) {
+  const auto at = [=](int v) { return vector_begin<V>(v, second); };
   vec sum[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) sum[v] = zero();
@@ -256,27 +256,6 @@ void collect(const Pool2dShape& s, const Pixel& pixel, const float* dy, const ui
   }
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) store(dx + at(v), sum[v]);
-}
-// For all channels, a vector of them at least; the last vector begins where it is whole.
-[[gnu::always_inline]] inline void collect_all(const Pool2dShape& s, const Pixel& pixel,
-                                               int64_t channels, const float* dy,
-                                               const uint8_t* argmax, float* dx) {
-  constexpr int many = lanes < 16 ? 8 : 4, some = many / 2;
-  int64_t c = 0;
-  for (; c + many * lanes <= channels; c += many * lanes) {
-    collect<many>(s, pixel, dy + c, argmax + c, dx + c);
-  }
-  for (; c + some * lanes <= channels; c += some * lanes) {
-    collect<some>(s, pixel, dy + c, argmax + c, dx + c);
-  }
-  for (; c + lanes < channels; c += 2 * lanes) {
-    const int64_t last = min(lanes, channels - lanes - c);
-    collect<2>(s, pixel, dy + c, argmax + c, dx + c, last);
-  }
-  if (c < channels) {
-    c = channels - lanes;
-    collect<1>(s, pixel, dy + c, argmax + c, dx + c);
-  }
 }
 
 // Windows that overlap: every pixel looks through the windows around it, in their order.
@@ -297,7 +276,9 @@ void backward_by_pixels(const Pool2dShape& s, const float* dy, const uint8_t* ar
         while (around.end < s.ow && around.end * s.stride_w <= pixel.w) ++around.end;
         while (around.begin * s.stride_w + s.pool_w <= pixel.w) ++around.begin;
         const int64_t at = (ih * s.w + iw) * s.c;
-        collect_all(s, pixel, c1 - c0, dy + image + c0, argmax + image + c0, to + at + c0);
+        for_channels(c0, c1, [=, &s, &pixel]<int V>(int64_t c, int64_t second, int64_t) {
+          collect<V>(s, pixel, dy + image + c, argmax + image + c, to + at + c, second);
+        });
       }
     }
   });
@@ -313,9 +294,10 @@ void backward_by_values(const Pool2dShape& s, const float* dy, const Index* argm
   int64_t bands = min(most_bands, ceil_div(wanted, max(1, s.n)));
   // As many for every thread, if that can be.
   for (int64_t fewer = bands; fewer > 0 && s.n * fewer >= threads; --fewer) {
-    if (s.n * fewer % threads != 0) continue;
-    bands = fewer;
-    break;
+    if (s.n * fewer % threads == 0) {
+      bands = fewer;
+      break;
+    }
   }
   const auto run = [&](int64_t n, const Range& rows, const Range& channels) {
     const int64_t image = n * s.oh * s.ow * s.c;
