@@ -552,22 +552,22 @@ struct FewPositions {
 // elsewhere, so that the same sums come out as of packed weights.
 
 // Of `count` features in V vectors, whose sums stay in registers.
-constexpr int most_kept_sums = 8;
+constexpr int most_narrow = 8;
 template <int V>
 [[gnu::noinline]] void add_narrow_rows(const float* x, const float* w, int64_t w_row, int64_t depth,
                                        int64_t count, float* sum) {
   const int64_t last = count - (V - 1) * lanes;
   const auto part = [=](int v) { return v < V - 1 ? lanes : last; };
-  vec sums[V];
+  vec sums[1][V];
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) sums[v] = load_part(sum + v * lanes, part(v));
+  for (int v = 0; v < V; ++v) sums[0][v] = load_part(sum + v * lanes, part(v));
   for (int64_t k = 0; k < depth; ++k, w += w_row) {
-    const vec value = broadcast(x[k]);
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[v] = fmadd(value, load_part(w + v * lanes, part(v)), sums[v]);
+    add_products(
+        sums, [&](int) { return broadcast(x[k]); },
+        [&](int v) { return load_part(w + v * lanes, part(v)); });
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) store_part(sum + v * lanes, sums[v], part(v));
+  for (int v = 0; v < V; ++v) store_part(sum + v * lanes, sums[0][v], part(v));
 }
 
 // Of more features K rows at a time.
@@ -586,22 +586,20 @@ void add_wide_rows(const float* x, const float* w, int64_t w_row, int64_t count,
   }
 }
 
-template <int V = most_kept_sums>
+template <int V = most_narrow>
 void add_rows(const float* x, const float* w, int64_t w_row, int64_t depth, int64_t count,
               float* sum) {
-  if constexpr (V > 0) {
-    if (ceil_div(count, lanes) == V) {
-      add_narrow_rows<V>(x, w, w_row, depth, count, sum);
-    } else {
-      add_rows<V - 1>(x, w, w_row, depth, count, sum);
+  if constexpr (V == 0) {
+    int64_t k = 0;
+    for (; k + most_rows <= depth; k += most_rows) {
+      add_wide_rows<most_rows>(x + k, w + k * w_row, w_row, count, sum);
     }
-    return;
+    for (; k < depth; ++k) add_wide_rows<1>(x + k, w + k * w_row, w_row, count, sum);
+  } else if (ceil_div(count, lanes) == V) {
+    add_narrow_rows<V>(x, w, w_row, depth, count, sum);
+  } else {
+    add_rows<V - 1>(x, w, w_row, depth, count, sum);
   }
-  int64_t k = 0;
-  for (; k + most_rows <= depth; k += most_rows) {
-    add_wide_rows<most_rows>(x + k, w + k * w_row, w_row, count, sum);
-  }
-  for (; k < depth; ++k) add_wide_rows<1>(x + k, w + k * w_row, w_row, count, sum);
 }
 
 bool few_enough_for_rows(const TapConvolution& conv) {

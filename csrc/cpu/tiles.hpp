@@ -358,33 +358,34 @@ struct DotTile {
   int64_t features;
 };
 
-// Of F features from `first` on.
+// Of F features from `first` on, one or as many as there are lanes.
 template <int F>
 [[gnu::noinline]] static void compute_dots(const DotTile& tile, int64_t first) {
-  vec sum[F];
+  vec sum[1][F];
 #pragma GCC unroll 16
-  for (int f = 0; f < F; ++f) sum[f] = zero();
+  for (int f = 0; f < F; ++f) sum[0][f] = zero();
   const int64_t w_feature = tile.w_feature;
   for (int64_t t = 0; t < tile.tap_count; ++t) {
     const Tap tap = tile.taps[t];
-    const float* const x = tile.x[0] + tap.x;
+    const float* x = tile.x[0] + tap.x;
     const float* w = tile.w + first * w_feature + tap.w / tap.depth * tile.w_tap;
-    int64_t k = 0;
-    for (; k + lanes <= tap.depth; k += lanes, w += lanes) {
-      const vec value = load(x + k);
-#pragma GCC unroll 16
-      for (int f = 0; f < F; ++f) sum[f] = fmadd(value, load(w + f * w_feature), sum[f]);
+    int64_t rest = tap.depth;
+    for (; rest >= lanes; rest -= lanes, x += lanes, w += lanes) {
+      add_products(
+          sum, [&](int) { return load(x); }, [&](int f) { return load(w + f * w_feature); });
     }
-    const int64_t rest = tap.depth - k;
-    if (rest == 0) continue;
-    const vec value = load_n(x + k, rest);
-#pragma GCC unroll 16
-    for (int f = 0; f < F; ++f) sum[f] = fmadd(value, load_n(w + f * w_feature, rest), sum[f]);
+    if (rest > 0) {
+      add_products(
+          sum, [&](int) { return load_n(x, rest); },
+          [&](int f) { return load_n(w + f * w_feature, rest); });
+    }
   }
+  float* const y = tile.y[0] + first;
   if constexpr (F == lanes) {
-    store(tile.y[0] + first, sum_each(sum));
+    store(y, sum_each(sum[0]));
   } else {
-    for (int f = 0; f < F; ++f) tile.y[0][first + f] = sum_lanes(sum[f]);
+    static_assert(F == 1);
+    *y = sum_lanes(sum[0][0]);
   }
 }
 
