@@ -25,6 +25,8 @@ struct Conv2dShape {
   int64_t pad_top, pad_left;  // bottom and right follow from oh and ow
   int64_t dilation_h, dilation_w;
   int64_t groups;
+  // Whether x, or dy, and w are numbers of bfloat16: then a kernel may multiply them as such.
+  bool bfloat16 = false;
 };
 
 struct Pool2dShape {
@@ -45,6 +47,7 @@ struct Pad2dShape {
 // y[n, out] = x[n, in] * w[in, out] + b
 struct DenseShape {
   int64_t n, in, out;
+  bool bfloat16 = false;  // as above
 };
 
 // A number that the caller knows, or that will stand in the device's memory when the kernel runs: a

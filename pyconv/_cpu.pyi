@@ -27,6 +27,8 @@ def set_num_threads(count: int) -> None: ...
 def granted_cpus(root: str = "") -> int: ...
 def math_mode() -> str: ...
 def set_math_mode(mode: str) -> None: ...
+def pair_mode() -> str: ...
+def set_pair_mode(mode: str) -> None: ...
 def warp_affine(
     x: _Array,
     indices: NDArray[int64],
@@ -47,6 +49,7 @@ def conv2d(
     dilation_rate: _Pair,
     groups: int,
     relu: bool,
+    bfloat16: bool = False,
 ) -> None: ...
 def conv2d_backward_data(
     dy: _Array,
@@ -58,6 +61,7 @@ def conv2d_backward_data(
     dilation_rate: _Pair,
     groups: int,
     relu: bool,
+    bfloat16: bool = False,
 ) -> None: ...
 def conv2d_backward_weights(
     dy: _Array,
@@ -84,10 +88,13 @@ def conv2d_backward(
     dilation_rate: _Pair,
     groups: int,
     relu: bool,
+    bfloat16: bool = False,
 ) -> None: ...
-def dense(x: _Array, w: _Array, b: _Array | None, out: _Array, relu: bool) -> None: ...
+def dense(
+    x: _Array, w: _Array, b: _Array | None, out: _Array, relu: bool, bfloat16: bool = False
+) -> None: ...
 def dense_backward_data(
-    dy: _Array, w: _Array, y: _Array | None, dx: _Array, relu: bool
+    dy: _Array, w: _Array, y: _Array | None, dx: _Array, relu: bool, bfloat16: bool = False
 ) -> None: ...
 def dense_backward_weights(
     dy: _Array, x: _Array, y: _Array | None, dw: _Array, db: _Array | None, relu: bool
@@ -101,6 +108,7 @@ def dense_backward(
     dw: _Array,
     db: _Array,
     relu: bool,
+    bfloat16: bool = False,
 ) -> None: ...
 def max_pool2d(
     x: _Array,

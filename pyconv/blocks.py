@@ -153,7 +153,15 @@ class ConvBlock(Block):
         w, *b = self.arrays
         y = self._output(len(x))
         bias = b[0] if b else None
-        kernels.conv2d(x, w.reshape(self._w_shape), bias, *self.geometry, self.activation, out=y)
+        kernels.conv2d(
+            x,
+            w.reshape(self._w_shape),
+            bias,
+            *self.geometry,
+            self.activation,
+            out=y,
+            bfloat16=self.bfloat16,
+        )
         self._x, self._y = x, y
         return y
 
@@ -171,9 +179,8 @@ class ConvBlock(Block):
                 dy, self._x, self._w_shape, *self.geometry, self.activation, **options
             )
         else:
-            kernels.conv2d_backward(
-                dy, self._x, w, *self.geometry, self.activation, dx=dx, **options
-            )
+            options |= {"dx": dx, "bfloat16": self.bfloat16}
+            kernels.conv2d_backward(dy, self._x, w, *self.geometry, self.activation, **options)
         return dx
 
 
@@ -286,7 +293,8 @@ class DenseBlock(Block):
         w, *b = self.arrays
         y = self._output(len(x))
         self._x, self._y = _rows(x), _rows(y)
-        kernels.dense(self._x, w, b[0] if b else None, self.activation, out=self._y)
+        bias = b[0] if b else None
+        kernels.dense(self._x, w, bias, self.activation, out=self._y, bfloat16=self.bfloat16)
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:
@@ -297,7 +305,8 @@ class DenseBlock(Block):
         if dx is None:
             kernels.dense_backward_weights(_rows(dy), self._x, self.activation, **options)
         else:
-            kernels.dense_backward(_rows(dy), self._x, w, self.activation, dx=_rows(dx), **options)
+            options |= {"dx": _rows(dx), "bfloat16": self.bfloat16}
+            kernels.dense_backward(_rows(dy), self._x, w, self.activation, **options)
         return dx
 
 

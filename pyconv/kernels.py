@@ -269,6 +269,7 @@ def conv2d(
     activation: Activation = None,
     *,
     out: Array | None = None,
+    bfloat16: bool = False,
 ) -> Array:
     """2-D convolution (cross-correlation), with bias and ReLU fused in.
 
@@ -292,6 +293,9 @@ def conv2d(
         groups: parts that channels and filters are divided into, each connected to its own.
         activation: None or "relu".
         out: array for the result.
+        bfloat16: whether x and w are numbers of bfloat16, as `round_bfloat16` makes them. Then a
+            processor with AVX512-BF16 may multiply them in pairs, to the same results. With other
+            numbers in them the result is undefined.
 
     Returns:
         y (n, oh, ow, filters).
@@ -306,7 +310,7 @@ def conv2d(
     )
     if out is None:
         out = _empty(_conv2d_output(x_shape, w_shape, geometry))
-    _call("conv2d", x, w, b, out, *geometry)
+    _call("conv2d", x, w, b, out, *geometry, bfloat16)
     return out
 
 
@@ -338,6 +342,7 @@ def conv2d_backward_data(
     *,
     y: Array | None = None,
     out: Array | None = None,
+    bfloat16: bool = False,
 ) -> Array:
     """The gradient of `conv2d` with respect to x: the transposed convolution of dy with w.
 
@@ -348,6 +353,7 @@ def conv2d_backward_data(
         strides, padding, dilation_rate, groups, activation: as in the forward pass.
         y: the forward pass's output; needed, and read, with activation="relu" only.
         out: array for the result.
+        bfloat16: whether dy and w are numbers of bfloat16, as for `conv2d`.
 
     Returns:
         dx (n, h, w, channels).
@@ -363,7 +369,7 @@ def conv2d_backward_data(
         out = _empty(x_shape)
     elif backend.current().is_array(out) and out.shape != tuple(x_shape):
         raise ValueError(f"out: expected shape {tuple(x_shape)}. Received: {out.shape}.")
-    _call("conv2d_backward_data", dy, w, y, out, *geometry)
+    _call("conv2d_backward_data", dy, w, y, out, *geometry, bfloat16)
     return out
 
 
@@ -425,6 +431,7 @@ def conv2d_backward(
     dx: Array | None = None,
     dw: Array | None = None,
     db: Array | None = None,
+    bfloat16: bool = False,
 ) -> tuple[Array, Array, Array]:
     """All gradients of `conv2d`: `conv2d_backward_data` and `conv2d_backward_weights` in one call.
 
@@ -435,6 +442,7 @@ def conv2d_backward(
         strides, padding, dilation_rate, groups, activation: as in the forward pass.
         y: the forward pass's output; needed, and read, with activation="relu" only.
         dx, dw, db: arrays for the results.
+        bfloat16: whether dy and w are numbers of bfloat16, as for `conv2d`.
 
     Returns:
         dx, dw and db, of the shapes of x, w and the bias.
@@ -449,7 +457,7 @@ def conv2d_backward(
     dx = _empty(x_shape) if dx is None else dx
     dw = _empty(w_shape) if dw is None else dw
     db = _empty(w_shape[3:]) if db is None else db
-    _call("conv2d_backward", dy, x, w, y, dx, dw, db, *geometry)
+    _call("conv2d_backward", dy, x, w, y, dx, dw, db, *geometry, bfloat16)
     return dx, dw, db
 
 
@@ -839,6 +847,7 @@ def dense(
     activation: Activation = None,
     *,
     out: Array | None = None,
+    bfloat16: bool = False,
 ) -> Array:
     """Dense layer: y = x w + b, with ReLU fused in.
 
@@ -848,6 +857,9 @@ def dense(
         b: bias (units,), or None.
         activation: None or "relu".
         out: array for the result.
+        bfloat16: whether x and w are numbers of bfloat16, as `round_bfloat16` makes them. Then a
+            processor with AVX512-BF16 may multiply them in pairs, to the same results. With other
+            numbers in them the result is undefined.
 
     Returns:
         y (n, units).
@@ -858,7 +870,7 @@ def dense(
     """
     if out is None:
         out = _empty((_shape(x, "x", 2)[0], _shape(w, "w", 2)[1]))
-    _call("dense", x, w, b, out, _relu(activation))
+    _call("dense", x, w, b, out, _relu(activation), bfloat16)
     return out
 
 
@@ -869,6 +881,7 @@ def dense_backward_data(
     *,
     y: Array | None = None,
     out: Array | None = None,
+    bfloat16: bool = False,
 ) -> Array:
     """The gradient of `dense` with respect to x: dx = dy w^T.
 
@@ -878,6 +891,7 @@ def dense_backward_data(
         activation: as in the forward pass.
         y: the forward pass's output; needed, and read, with activation="relu" only.
         out: array for the result.
+        bfloat16: whether dy and w are numbers of bfloat16, as for `dense`.
 
     Returns:
         dx (n, inputs).
@@ -887,7 +901,7 @@ def dense_backward_data(
     """
     if out is None:
         out = _empty((_shape(dy, "dy", 2)[0], _shape(w, "w", 2)[0]))
-    _call("dense_backward_data", dy, w, y, out, _relu(activation))
+    _call("dense_backward_data", dy, w, y, out, _relu(activation), bfloat16)
     return out
 
 
@@ -932,6 +946,7 @@ def dense_backward(
     dx: Array | None = None,
     dw: Array | None = None,
     db: Array | None = None,
+    bfloat16: bool = False,
 ) -> tuple[Array, Array, Array]:
     """All gradients of `dense`: `dense_backward_data` and `dense_backward_weights` in one call.
 
@@ -942,6 +957,7 @@ def dense_backward(
         activation: as in the forward pass.
         y: the forward pass's output; needed, and read, with activation="relu" only.
         dx, dw, db: arrays for the results.
+        bfloat16: whether dy and w are numbers of bfloat16, as for `dense`.
 
     Returns:
         dx (n, inputs), dw (inputs, units) and db (units,).
@@ -953,7 +969,7 @@ def dense_backward(
     dx = _empty(x_shape) if dx is None else dx
     dw = _empty(w_shape) if dw is None else dw
     db = _empty(w_shape[1:]) if db is None else db
-    _call("dense_backward", dy, x, w, y, dx, dw, db, _relu(activation))
+    _call("dense_backward", dy, x, w, y, dx, dw, db, _relu(activation), bfloat16)
     return dx, dw, db
 
 

@@ -5,7 +5,8 @@
 Layers made from then on take their inputs, kernels and biases rounded to bfloat16, and round their
 outputs and the gradients of these. Sums are float32, as are the weights that are trained and their
 gradients, the statistics of batch normalization, softmax and the losses. So a network is trained,
-or applied, as it will be where arithmetic is bfloat16. It is not faster: kernels multiply float32.
+or applied, as it will be where arithmetic is bfloat16. It is seldom faster: kernels multiply
+float32, but for some on processors with AVX512-BF16, to the same bits (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -61,6 +61,19 @@ void set_math_mode(const std::string& mode) {
       mode + "'.");
 }
 
+// As in cpu::PairMode.
+constexpr const char* pair_modes[] = {"fast", "never", "always"};
+
+void set_pair_mode(const std::string& mode) {
+  for (size_t i = 0; i < std::size(pair_modes); ++i) {
+    if (mode != pair_modes[i]) continue;
+    cpu::set_pair_mode(static_cast<cpu::PairMode>(i));
+    return;
+  }
+  throw py::value_error("pair_mode: expected 'fast', 'never' or 'always'. Received: '" + mode +
+                        "'.");
+}
+
 int thread_count(const char* name, int64_t count) {
   constexpr int64_t most = 1024;
   if (count < 1 || count > most) {
@@ -158,6 +171,10 @@ void define_backend(py::module_& m) {
         "CPUs' worth of time that control groups grant; 0: no limit.");
   m.def("math_mode", [] { return math_modes[static_cast<int>(cpu::math_mode())]; });
   m.def("set_math_mode", &set_math_mode, arg("mode"));
+  m.def(
+      "pair_mode", [] { return pair_modes[static_cast<int>(cpu::pair_mode())]; },
+      "Where numbers of bfloat16 are multiplied in pairs.");
+  m.def("set_pair_mode", &set_pair_mode, arg("mode"));
   py::class_<cpu::Sequence>(m, "Sequence", "A network's forward pass as one call.")
       .def(py::init<>())
       .def("begin", &cpu::Sequence::begin)

@@ -60,7 +60,8 @@ void require_window(const Pair& strides, const Padding& padding, const Pair& dil
 }
 
 Conv2dShape conv2d_shape(const Shape& x, const Array& w, const Pair& strides,
-                         const Padding& padding, const Pair& dilation, int64_t groups) {
+                         const Padding& padding, const Pair& dilation, int64_t groups,
+                         bool bfloat16 = false) {
   require_window(strides, padding, dilation);
   require_range("groups", groups, 1);
   Conv2dShape s{};
@@ -88,6 +89,7 @@ Conv2dShape conv2d_shape(const Shape& x, const Array& w, const Pair& strides,
   s.pad_top = padding[0], s.pad_left = padding[2];
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
   s.groups = groups;
+  s.bfloat16 = bfloat16;
   s.oh = output_size("height", s.h, s.kh, s.stride_h, padding[0], padding[1], s.dilation_h);
   s.ow = output_size("width", s.w, s.kw, s.stride_w, padding[2], padding[3], s.dilation_w);
   return s;
@@ -116,10 +118,10 @@ Activation activation(bool relu) { return relu ? Activation::relu : Activation::
 
 void conv2d(const py::object& x_, const py::object& w_, const py::object& b_, const py::object& y_,
             const Pair& strides, const Padding& padding, const Pair& dilation, int64_t groups,
-            bool relu) {
+            bool relu, bool bfloat16) {
   const Array x = input(x_, "x"), w = input(w_, "w"), b = optional_input(b_, "b");
   const Array y = output(y_, "out");
-  const Conv2dShape s = conv2d_shape(four(x), w, strides, padding, dilation, groups);
+  const Conv2dShape s = conv2d_shape(four(x), w, strides, padding, dilation, groups, bfloat16);
   if (b) b.require({s.oc}, "one value a filter");
   y.require(conv2d_output(s), "that of the output");
   require_apart({&y}, {&x, &w, &b});
@@ -128,9 +130,9 @@ void conv2d(const py::object& x_, const py::object& w_, const py::object& b_, co
 
 void conv2d_backward_data(const py::object& dy_, const py::object& w_, const py::object& y_,
                           const py::object& dx_, const Pair& strides, const Padding& padding,
-                          const Pair& dilation, int64_t groups, bool relu) {
+                          const Pair& dilation, int64_t groups, bool relu, bool bfloat16) {
   const Array dy = input(dy_, "dy"), w = input(w_, "w"), dx = output(dx_, "dx");
-  const Conv2dShape s = conv2d_shape(four(dx), w, strides, padding, dilation, groups);
+  const Conv2dShape s = conv2d_shape(four(dx), w, strides, padding, dilation, groups, bfloat16);
   dy.require(conv2d_output(s), "that of the output");
   const Array y = activation_output(y_, relu, conv2d_output(s));
   require_apart({&dx}, {&dy, &w, &y});
@@ -156,10 +158,10 @@ void conv2d_backward_weights(const py::object& dy_, const py::object& x_, const 
 void conv2d_backward(const py::object& dy_, const py::object& x_, const py::object& w_,
                      const py::object& y_, const py::object& dx_, const py::object& dw_,
                      const py::object& db_, const Pair& strides, const Padding& padding,
-                     const Pair& dilation, int64_t groups, bool relu) {
+                     const Pair& dilation, int64_t groups, bool relu, bool bfloat16) {
   const Array dy = input(dy_, "dy"), x = input(x_, "x"), w = input(w_, "w");
   const Array dx = output(dx_, "dx"), dw = output(dw_, "dw"), db = output(db_, "db");
-  const Conv2dShape s = conv2d_shape(four(x), w, strides, padding, dilation, groups);
+  const Conv2dShape s = conv2d_shape(four(x), w, strides, padding, dilation, groups, bfloat16);
   dy.require(conv2d_output(s), "that of the output");
   const Array y = activation_output(y_, relu, conv2d_output(s));
   dx.require(x.shape(), "that of x");
@@ -174,18 +176,18 @@ void conv2d_backward(const py::object& dy_, const py::object& x_, const py::obje
 
 // ---------------------------------------------------------------------------------------------
 
-DenseShape dense_shape(const Array& x, const Array& w) {
+DenseShape dense_shape(const Array& x, const Array& w, bool bfloat16 = false) {
   x.require({any, any}, "(n, inputs)");
   const int64_t in = require_positive(x, 1, "input");
   w.require({in, any}, "(inputs, units)");
-  return {x.dim(0), in, require_positive(w, 1, "unit")};
+  return {x.dim(0), in, require_positive(w, 1, "unit"), bfloat16};
 }
 
 void dense(const py::object& x_, const py::object& w_, const py::object& b_, const py::object& y_,
-           bool relu) {
+           bool relu, bool bfloat16) {
   const Array x = input(x_, "x"), w = input(w_, "w"), b = optional_input(b_, "b");
   const Array y = output(y_, "out");
-  const DenseShape s = dense_shape(x, w);
+  const DenseShape s = dense_shape(x, w, bfloat16);
   if (b) b.require({s.out}, "one value a unit");
   y.require({s.n, s.out}, "(n, units)");
   require_apart({&y}, {&x, &w, &b});
@@ -193,9 +195,9 @@ void dense(const py::object& x_, const py::object& w_, const py::object& b_, con
 }
 
 void dense_backward_data(const py::object& dy_, const py::object& w_, const py::object& y_,
-                         const py::object& dx_, bool relu) {
+                         const py::object& dx_, bool relu, bool bfloat16) {
   const Array dy = input(dy_, "dy"), w = input(w_, "w"), dx = output(dx_, "dx");
-  const DenseShape s = dense_shape(dx, w);
+  const DenseShape s = dense_shape(dx, w, bfloat16);
   dy.require({s.n, s.out}, "(n, units)");
   const Array y = activation_output(y_, relu, {s.n, s.out});
   require_apart({&dx}, {&dy, &w, &y});
@@ -218,10 +220,10 @@ void dense_backward_weights(const py::object& dy_, const py::object& x_, const p
 
 void dense_backward(const py::object& dy_, const py::object& x_, const py::object& w_,
                     const py::object& y_, const py::object& dx_, const py::object& dw_,
-                    const py::object& db_, bool relu) {
+                    const py::object& db_, bool relu, bool bfloat16) {
   const Array dy = input(dy_, "dy"), x = input(x_, "x"), w = input(w_, "w");
   const Array dx = output(dx_, "dx"), dw = output(dw_, "dw"), db = output(db_, "db");
-  const DenseShape s = dense_shape(x, w);
+  const DenseShape s = dense_shape(x, w, bfloat16);
   dy.require({s.n, s.out}, "(n, units)");
   const Array y = activation_output(y_, relu, {s.n, s.out});
   dx.require(x.shape(), "that of x");
@@ -754,23 +756,25 @@ PYBIND11_MODULE(PYCONV_JOIN(checked, PYCONV_MODULE), m) {
   define_backend(m);
 
   m.def("conv2d", operation(&conv2d), arg("x"), arg("w"), arg("b").none(true), arg("out"),
-        arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"), arg("relu"));
+        arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"), arg("relu"),
+        arg("bfloat16") = false);
   m.def("conv2d_backward_data", operation(&conv2d_backward_data), arg("dy"), arg("w"), arg("y"),
-        arg("dx"), arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"),
-        arg("relu"));
+        arg("dx"), arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"), arg("relu"),
+        arg("bfloat16") = false);
   m.def("conv2d_backward_weights", operation(&conv2d_backward_weights), arg("dy"), arg("x"),
         arg("y"), arg("dw"), arg("db"), arg("strides"), arg("padding"), arg("dilation_rate"),
         arg("groups"), arg("relu"));
   m.def("conv2d_backward", operation(&conv2d_backward), arg("dy"), arg("x"), arg("w"), arg("y"),
         arg("dx"), arg("dw"), arg("db"), arg("strides"), arg("padding"), arg("dilation_rate"),
-        arg("groups"), arg("relu"));
-  m.def("dense", operation(&dense), arg("x"), arg("w"), arg("b"), arg("out"), arg("relu"));
+        arg("groups"), arg("relu"), arg("bfloat16") = false);
+  m.def("dense", operation(&dense), arg("x"), arg("w"), arg("b"), arg("out"), arg("relu"),
+        arg("bfloat16") = false);
   m.def("dense_backward_data", operation(&dense_backward_data), arg("dy"), arg("w"), arg("y"),
-        arg("dx"), arg("relu"));
+        arg("dx"), arg("relu"), arg("bfloat16") = false);
   m.def("dense_backward_weights", operation(&dense_backward_weights), arg("dy"), arg("x"), arg("y"),
         arg("dw"), arg("db"), arg("relu"));
   m.def("dense_backward", operation(&dense_backward), arg("dy"), arg("x"), arg("w"), arg("y"),
-        arg("dx"), arg("dw"), arg("db"), arg("relu"));
+        arg("dx"), arg("dw"), arg("db"), arg("relu"), arg("bfloat16") = false);
   m.def("max_pool2d", operation(&max_pool2d), arg("x"), arg("out"), arg("argmax"), arg("pool_size"),
         arg("strides"), arg("padding"));
   m.def("max_pool2d_backward", operation(&max_pool2d_backward), arg("dy"), arg("argmax"), arg("dx"),

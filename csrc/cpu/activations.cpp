@@ -33,7 +33,7 @@ vec expm1_of_negative(vec x) {
 // s would lose bits.
 vec log1p_of_fraction(vec t) {
   const vec half = broadcast(0.5f);
-  const vec twice = divide(t, fmadd(half, t, broadcast(1.0f))), s = mul(half, twice);
+  const vec twice = div(t, fmadd(half, t, broadcast(1.0f))), s = mul(half, twice);
   const vec z = mul(s, s);
   vec q = broadcast(0x1.f1b2c0p-4f);
   q = fmadd(q, z, broadcast(0x1.b6d5b2p-4f));
@@ -48,13 +48,13 @@ vec minus_magnitude(vec x) { return negative(at_least(negative(x), x)); }
 
 vec sigmoid_of(vec x) {
   const vec one = broadcast(1.0f), t = exp_of_negative(minus_magnitude(x));
-  return divide(select_positive(x, one, t), add(one, t));
+  return div(select_positive(x, one, t), add(one, t));
 }
 
 vec tanh_of(vec x) {
   const vec half = minus_magnitude(x);
   const vec m = negative(expm1_of_negative(add(half, half)));
-  const vec y = divide(m, sub(broadcast(2.0f), m));
+  const vec y = div(m, sub(broadcast(2.0f), m));
   return select_positive(x, y, negative(y));
 }
 

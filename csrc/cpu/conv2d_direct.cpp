@@ -32,8 +32,8 @@ struct TapConvolution {
   int64_t kernel_h, kernel_w;
   int64_t n, groups;
   const float* source;
-  const float* source_mask;           // if not null, source counts where this is positive
-  int64_t source_h, source_w, depth;  // depth, features: channels in a group
+  const float* source_mask;              // if not null, source counts where this is positive
+  int64_t source_h, source_w, channels;  // channels, features: in a group
   float* result;
   int64_t result_h, result_w, features;
   const float* bias;
@@ -41,10 +41,16 @@ struct TapConvolution {
   // Where the weights have element (tap, k, f) of group g.
   const float* weights;
   int64_t weight_tap, weight_k, weight_f, weight_group;
+  // Whether channels, all numbers of bfloat16, are multiplied in pairs.
+  bool in_pairs = false;
 
+  // What a sum takes of each tap.
+  int64_t depth() const { return in_pairs ? ceil_div(channels, 2) : channels; }
+  // The source is copied, without what its mask hides, or in pairs.
+  bool copies() const { return source_mask != nullptr || in_pairs; }
   int64_t positions() const { return n * result_h * result_w; }
   int64_t weights_bytes() const {
-    return float_bytes * kernel_h * kernel_w * depth * groups * features;
+    return float_bytes * kernel_h * kernel_w * depth() * groups * features;
   }
 };
 
@@ -59,38 +65,59 @@ void mark_used(const AxisTaps& axis, int64_t kernel, bool* used) {
   }
 }
 
-// Copies panels of a group of the weights, each to [tap][k][lanes of the panel], filled up with
-// zeros. Taps that reach no source element are left out. Of several panels, what lies behind one
-// another is read together.
+// Copies rows [first, last) of a tap's weights for a panel, each to the lanes of the panel, filled
+// up with zeros.
+void pack_rows(const TapConvolution& conv, const float* from, int64_t features, int64_t first,
+               int64_t last, float* to, int64_t width) {
+  if (conv.weight_f == 1) {
+    const int64_t from_row = conv.weight_k;
+    from += first * from_row;
+    for (int64_t k = first; k < last; ++k, from += from_row, to += width) {
+      for (int64_t f = 0; f < width; f += lanes) {
+        store(to + f, load_part(from + f, min(lanes, features - f)));
+      }
+    }
+    return;
+  }
+  // Transposed: k is what lies contiguous.
+  transpose(from + first, conv.weight_f, features, last - first, to, width);
+  for (int64_t k = first; k < last; ++k, to += width) {
+    for (int64_t f = features; f < width; ++f) to[f] = 0.0f;
+  }
+}
+
+// Copies panels of a group of the weights, each to [tap][row or pair of rows][lanes of the panel].
+// Taps that reach no source element are left out. Of several panels, what lies behind one another
+// is read together.
 void pack_panels(const TapConvolution& conv, const UsedTaps& used, int64_t group, int64_t begin,
                  int64_t end, float* packed) {
-  const int64_t taps = conv.kernel_h * conv.kernel_w;
+  constexpr int64_t line = 16;
+  const int64_t taps = conv.kernel_h * conv.kernel_w, depth = conv.depth();
   const float* const weights = conv.weights + group * conv.weight_group;
   for (int64_t tap = 0; tap < taps; ++tap) {
     if (!used.rows[tap / conv.kernel_w] || !used.cols[tap % conv.kernel_w]) continue;
-    constexpr int64_t line = 16;
-    for (int64_t first = 0; first < conv.depth; first += line) {
-      const int64_t last = min(first + line, conv.depth);
+    for (int64_t first = 0; first < conv.channels; first += line) {
+      const int64_t last = min(first + line, conv.channels);
       for (int64_t panel = begin; panel < end; ++panel) {
-        const int64_t vectors = panel_vectors(conv.features, panel), width = vectors * lanes;
+        const int64_t width = panel_vectors(conv.features, panel) * lanes;
         const int64_t features = min(conv.features - panel * panel_lanes, width);
         const float* const from =
             weights + tap * conv.weight_tap + panel * panel_lanes * conv.weight_f;
         float* const to =
-            packed + (panel - begin) * taps * conv.depth * panel_lanes + tap * conv.depth * width;
-        if (conv.weight_f == 1) {
-          for (int64_t k = first; k < last; ++k) {
-            for (int64_t q = 0; q < vectors; ++q) {
-              store(to + k * width + q * lanes, load_part(from + k * conv.weight_k + q * lanes,
-                                                          min(lanes, features - q * lanes)));
-            }
-          }
+            packed + (panel - begin) * taps * depth * panel_lanes + tap * depth * width;
+        if (!conv.in_pairs) {
+          pack_rows(conv, from, features, first, last, to + first * width, width);
           continue;
         }
-        // Transposed: k is what lies contiguous.
-        transpose(from + first, conv.weight_f, features, last - first, to + first * width, width);
-        for (int64_t k = first; k < last; ++k) {
-          for (int64_t f = features; f < width; ++f) to[k * width + f] = 0.0f;
+        float rows[line * panel_lanes];
+        pack_rows(conv, from, features, first, last, rows, width);
+        for (int64_t k = first; k < last; k += 2) {
+          const float* const row = rows + (k - first) * width;
+          for (int64_t f = 0; f < width; f += lanes) {
+            // A last row without a second one: times -0 adds nothing, not even to -0.
+            const vec second = k + 1 < last ? load(row + width + f) : broadcast(-0.0f);
+            store(to + k / 2 * width + f, pair(load(row + f), second));
+          }
         }
       }
     }
@@ -139,7 +166,7 @@ struct TapTable {
   // With `join`, neighbouring taps of a row become one where a pixel's channels are all in the
   // group.
   void fill(const TapConvolution& conv, bool join) const {
-    const int64_t pixel = conv.groups * conv.depth;
+    const int64_t pixel = conv.groups * conv.depth();
     Tap* end = taps;
     int64_t* count = counts;
     for (int64_t r = 0; r < conv.rows.class_count; ++r) {
@@ -153,10 +180,10 @@ struct TapTable {
 #ifdef PYCONV_BREAK_A_TAP
             // Wrong on purpose, for tests of what finds such errors: over an odd number of channels
             // the last of several taps in a row gets the weights of the one before it.
-            if (conv.depth % 2 == 1 && j > 0 && j == col.tap_count - 1) k = col.taps[j - 1].k;
+            if (conv.channels % 2 == 1 && j > 0 && j == col.tap_count - 1) k = col.taps[j - 1].k;
 #endif
             const Tap tap{(row.taps[i].offset * conv.source_w + col.taps[j].offset) * pixel,
-                          (row.taps[i].k * conv.kernel_w + k) * conv.depth, conv.depth};
+                          (row.taps[i].k * conv.kernel_w + k) * conv.depth(), conv.depth()};
             if (join && end > begin && end[-1].x + end[-1].depth == tap.x &&
                 end[-1].w + end[-1].depth == tap.w) {
               end[-1].depth += tap.depth;
@@ -178,7 +205,7 @@ class Positions {
             int64_t images)
       : rows_(rows),
         cols_(cols),
-        x_pixel_(conv.groups * conv.depth),
+        x_pixel_(conv.groups * conv.depth()),
         y_pixel_(conv.groups * conv.features),
         x_line_(conv.source_w * x_pixel_),
         y_line_(conv.result_w * y_pixel_),
@@ -189,7 +216,7 @@ class Positions {
   }
   // Where the next one's source and result begin.
   template <class Tile>
-  void next(const float* x, float* y, Tile& tile, int64_t index) {
+  [[gnu::always_inline]] void next(const float* x, float* y, Tile& tile, int64_t index) {
     tile.x[index] = x + x_image_ + x_row_ + cols_.positions[j_].origin * x_pixel_;
     tile.y[index] = y + y_image_ + y_row_ + cols_.positions[j_].out * y_pixel_;
     if (++j_ < cols_.position_count) return;
@@ -231,6 +258,36 @@ void for_class_pairs(const TapConvolution& conv, const TapTable& table, int64_t 
   }
 }
 
+// Every other channel with the next one in a lane, a last one with zero.
+void pair_channels(const float* from, const float* mask, int64_t count, float* to) {
+  const auto read = [=](int64_t at, int64_t part) {
+    const vec v = load_part(from + at, part);
+    return mask == nullptr ? v : where_positive(load_part(mask + at, part), v);
+  };
+  for (int64_t i = 0; i < count; i += 2 * lanes) {
+    const int64_t part = min(count - i, 2 * lanes);
+    const vec a = read(i, min(part, lanes));
+    const vec b = part > lanes ? read(i + lanes, part - lanes) : zero();
+    store_part(to + i / 2, pair(even_lanes(a, b), odd_lanes(a, b)), ceil_div(part, 2));
+  }
+}
+// Copies some of the source's rows of a group's channels, as conv.copies() says.
+void copy_source(const TapConvolution& conv, int64_t begin, int64_t end, float* to) {
+  const float* const from = conv.source + begin * conv.channels;
+  const float* const mask = behind(conv.source_mask, begin * conv.channels);
+  const int64_t rows = end - begin;
+  if (!conv.in_pairs) {
+    masked_copy(from, mask, to, rows * conv.channels);
+  } else if (conv.channels % 2 == 0) {
+    pair_channels(from, mask, rows * conv.channels, to);
+  } else {
+    for (int64_t row = 0; row < rows; ++row) {
+      pair_channels(from + row * conv.channels, behind(mask, row * conv.channels), conv.channels,
+                    to + row * conv.depth());
+    }
+  }
+}
+
 // Who packs the panels of the weights.
 enum class Packing {
   kept,     // the caller keeps them packed
@@ -251,7 +308,7 @@ struct Cut {
 // weights one after the other, these must stay in the second-level cache meanwhile.
 bool weights_as_they_lie(const TapConvolution& conv) {
   constexpr int64_t most_positions = 3 * max_tile_rows, most_bytes = 5 << 19;
-  return conv.weight_f == 1 && conv.weight_tap == conv.depth * conv.weight_k &&
+  return conv.weight_f == 1 && conv.weight_tap == conv.channels * conv.weight_k && !conv.in_pairs &&
          conv.features % lanes == 0 && conv.positions() <= most_positions &&
          (TapTable::pairs(conv) == 1 || conv.weights_bytes() <= most_bytes);
 }
@@ -272,10 +329,10 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
   // together, as a panel's row is one cache line.
   constexpr int64_t panel_bytes = 1024 * 1024, most_panels = 4;
   const int64_t source_bytes =
-      float_bytes * conv.groups * conv.source_h * conv.source_w * conv.depth;
+      float_bytes * conv.groups * conv.source_h * conv.source_w * conv.depth();
   const int64_t result_bytes =
       float_bytes * conv.groups * conv.result_h * conv.result_w * conv.features;
-  const int64_t panel_rows = conv.kernel_h * conv.kernel_w * conv.depth;
+  const int64_t panel_rows = conv.kernel_h * conv.kernel_w * conv.depth();
   const int64_t packed_bytes = float_bytes * panels * panel_rows * panel_lanes;
   const int64_t wanted = items_per_thread * threads;
   Cut cut{};
@@ -301,7 +358,7 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
   // Few results: by panels first, so that every thread fetches and packs its part of the weights
   // only.
   constexpr int64_t few_positions = 8 * max_tile_rows;
-  if (conv.positions() <= few_positions && conv.source_mask == nullptr) {
+  if (conv.positions() <= few_positions && !conv.copies()) {
     cut.images = conv.n;
     cut.image_parts = 1;
     cut.panel_parts = min(panels, threads);
@@ -333,20 +390,25 @@ Cut cut_work(const TapConvolution& conv, int64_t panels, int threads, bool kept)
   cut.row_parts = min(conv.result_h, max(ceil_div(wanted, max(cut.image_parts, 1)),
                                          ceil_div(source_bytes + result_bytes, item_bytes)));
   cut.panel_parts = min(panels, ceil_div(wanted, max(cut.image_parts * cut.row_parts, 1)));
-  if (conv.source_mask != nullptr) cut.panel_parts = 1;  // each would mask the source again
+  if (conv.copies()) cut.panel_parts = 1;  // each would copy the source again
   return cut;
+}
+
+// By itself, so that the loops around it stay as they are.
+[[gnu::noinline]] void run_in_pairs(const ForwardTile& tile, int64_t vectors, int64_t rows) {
+  run_tile(InPairs{tile}, vectors, rows);
 }
 
 void run(const TapConvolution& conv) {
   const int64_t kernel_size = conv.kernel_h * conv.kernel_w;
-  const int64_t source_c = conv.groups * conv.depth, result_c = conv.groups * conv.features;
+  const int64_t source_c = conv.groups * conv.depth(), result_c = conv.groups * conv.features;
   const int64_t source_row = conv.source_w * source_c, source_image = conv.source_h * source_row;
   const int64_t result_row = conv.result_w * result_c, result_image = conv.result_h * result_row;
   const int64_t group_panels = panel_count(conv.features);
   const int64_t panels = conv.groups * group_panels;
   const int64_t panel_size =
-      kernel_size * conv.depth * panel_lanes;  // the last of a group: or a half
-  const int64_t group_weights = kernel_size * conv.depth * padded_features(conv.features);
+      kernel_size * conv.depth() * panel_lanes;  // the last of a group: or a half
+  const int64_t group_weights = kernel_size * conv.depth() * padded_features(conv.features);
   const int threads = num_threads();
   KeptWeights* const kept = kept_weights();
   Cut cut = cut_work(conv, panels, threads, kept != nullptr);
@@ -369,10 +431,10 @@ void run(const TapConvolution& conv) {
   const int64_t tap_counts_at = memory.reserve<int64_t>(TapTable::pairs(conv));
   const int64_t rows_used_at = memory.reserve<bool>(conv.kernel_h);
   const int64_t cols_used_at = memory.reserve<bool>(conv.kernel_w);
-  // The source without what its mask hides: items that have all images share it, others have rows.
-  const int64_t masked_size = conv.source_mask != nullptr ? cut.images * source_image : 0;
-  const bool masked_once = cut.panel_parts > 1;
-  const int64_t masked_at = memory.reserve<float>(masked_once ? masked_size : 0);
+  // The copy of the source: items that have all images share it, others have rows.
+  const int64_t copied_size = conv.copies() ? cut.images * source_image : 0;
+  const bool copied_once = cut.panel_parts > 1;
+  const int64_t copied_at = memory.reserve<float>(copied_once ? copied_size : 0);
   memory.allocate();
 
   const UsedTaps used{memory.at<bool>(rows_used_at), memory.at<bool>(cols_used_at)};
@@ -394,18 +456,21 @@ void run(const TapConvolution& conv) {
   };
   const float* all_packed = memory.at<float>(packed_at);
   if (cut.packing == Packing::kept) {
-    all_packed = get_kept(*kept, KeptWeights::packed, all_panels, pack_all);
+    const auto layout = conv.in_pairs ? KeptWeights::packed_pairs : KeptWeights::packed;
+    all_packed = get_kept(*kept, layout, all_panels, pack_all);
   } else if (cut.packing == Packing::at_once) {
     pack_all(memory.at<float>(packed_at));
   }
   bool* const ready = memory.at<bool>(ready_at);
   for (int worker = 0; worker < threads; ++worker) ready[worker] = false;
-  float* const masked_source = memory.at<float>(masked_at);
-  if (masked_once && conv.source_mask != nullptr) {
-    parallel_ranges(masked_size, 16 * 1024, [&](int64_t begin, int64_t end) {
-      masked_copy(conv.source + begin, conv.source_mask + begin, masked_source + begin,
-                  end - begin);
-    });
+  const int64_t pixel_rows = conv.groups * conv.source_w;  // of channels, in a row of pixels
+  float* const copied_source = memory.at<float>(copied_at);
+  if (copied_once && conv.copies()) {
+    const int64_t piece = max(1, 16 * 1024 / conv.channels);
+    parallel_ranges(cut.images * conv.source_h * pixel_rows, piece,
+                    [&](int64_t begin, int64_t end) {
+                      copy_source(conv, begin, end, copied_source + begin * conv.depth());
+                    });
   }
 
   const TapTable table{memory.at<Tap>(taps_at), memory.at<int64_t>(tap_counts_at)};
@@ -426,7 +491,7 @@ void run(const TapConvolution& conv) {
         own.reserve<float>(cut.packing == Packing::workers ? all_panels
                            : cut.packing == Packing::items ? item_panels * panel_size
                                                            : 0);
-    const int64_t own_masked_at = own.reserve<float>(masked_once ? 0 : masked_size);
+    const int64_t own_copied_at = own.reserve<float>(copied_once ? 0 : copied_size);
     own.allocate(ScratchUse::worker);
     float* const own_panels = own.at<float>(panels_at);
     if (cut.packing == Packing::workers && !ready[worker]) {
@@ -436,10 +501,10 @@ void run(const TapConvolution& conv) {
 
     const float* source = conv.source + image_begin * source_image;
     float* const result = conv.result + image_begin * result_image;
-    if (conv.source_mask != nullptr && masked_once) {
-      source = masked_source;
-    } else if (conv.source_mask != nullptr) {
-      float* masked = own.at<float>(own_masked_at);
+    if (conv.copies() && copied_once) {
+      source = copied_source;
+    } else if (conv.copies()) {
+      float* const copied = own.at<float>(own_copied_at);
       // Only the rows that these results read.
       int64_t first = conv.source_h, last = -1;
       for (int64_t r = 0; r < conv.rows.class_count; ++r) {
@@ -450,16 +515,15 @@ void run(const TapConvolution& conv) {
         last = max(last, range.first[range.count - 1].origin + row.taps[row.tap_count - 1].offset);
       }
       for (int64_t image = 0; image < images && first <= last; ++image) {
-        const int64_t at = image * source_image + first * source_row;
-        masked_copy(source + at, conv.source_mask + image_begin * source_image + at, masked + at,
-                    (last - first + 1) * source_row);
+        const int64_t begin = (image_begin + image) * conv.source_h;
+        copy_source(conv, (begin + first) * pixel_rows, (begin + last + 1) * pixel_rows,
+                    copied + image * source_image + first * source_row);
       }
-      source = masked;
+      source = copied;
     }
 
-    UnpackedForwardTile tile{};
+    ForwardTile tile{};
     tile.least = conv.relu ? 0.0f : -HUGE_VALF;
-    tile.w_row = conv.weight_k;
     tile.w_panel = panel_size;
     const int64_t panel_begin = part_begin(panels, cut.panel_parts, panel_part);
     const int64_t panel_end = part_begin(panels, cut.panel_parts, panel_part + 1);
@@ -477,7 +541,7 @@ void run(const TapConvolution& conv) {
       const int64_t feature = p % group_panels * panel_lanes;  // in the group
       // The first panel has two vectors if any of them has.
       const int64_t rows = tile_rows[panel_vectors(conv.features, p % group_panels)];
-      const float* const x = source + group * conv.depth;
+      const float* const x = source + group * conv.depth();
       float* const y = result + group * conv.features + feature;
       const auto run_pair = [&](const Tap* taps, int64_t tap_count, Positions positions) {
         tile.taps = taps;
@@ -509,9 +573,11 @@ void run(const TapConvolution& conv) {
             tile.bias = conv.bias != nullptr ? conv.bias + group * conv.features + first : nullptr;
             const int64_t vectors = panel_vectors(conv.features, q % group_panels);
             if (as_they_lie) {
-              run_tile(tile, vectors, count);
+              run_tile(AsTheyLie{tile, conv.weight_k}, vectors, count);
+            } else if (conv.in_pairs) {
+              run_in_pairs(tile, vectors, count);
             } else {
-              run_tile<ForwardTile>(tile, vectors, count);
+              run_tile(tile, vectors, count);
             }
             for (int64_t k = 0; k < count; ++k) tile.y[k] += tile.panels * panel_lanes;
           }
@@ -536,7 +602,7 @@ struct FewPositions {
       : source(conv.source),
         taps_at(memory.reserve<Tap>(TapTable::size(conv))),
         counts_at(memory.reserve<int64_t>(TapTable::pairs(conv))) {
-    const int64_t size = conv.n * conv.source_h * conv.source_w * conv.groups * conv.depth;
+    const int64_t size = conv.n * conv.source_h * conv.source_w * conv.groups * conv.channels;
     const int64_t masked_at = memory.reserve<float>(conv.source_mask != nullptr ? size : 0);
     memory.allocate();
     table = {memory.at<Tap>(taps_at), memory.at<int64_t>(counts_at)};
@@ -625,7 +691,7 @@ void run_rows(const TapConvolution& conv) {
     ForwardTile tile{};
     const auto run_pair = [&](const Tap* taps, int64_t tap_count, Positions positions) {
       for (int64_t p = 0; p < positions.count; ++p) {
-        positions.next(few.source + group * conv.depth, conv.result + feature, tile, 0);
+        positions.next(few.source + group * conv.channels, conv.result + feature, tile, 0);
         float* const y = tile.y[0];
         if (conv.bias != nullptr) {
           copy(y, conv.bias + feature, count);
@@ -654,8 +720,8 @@ void run_rows(const TapConvolution& conv) {
 bool few_enough_for_dots(const TapConvolution& conv) {
   // Of so many positions packing the weights takes as long as multiplying them again for each.
   constexpr int64_t least = 2, most = 48, terms_per_position = 10;
-  const int64_t taps = conv.kernel_h * conv.kernel_w, terms = taps * conv.depth;
-  const bool fill_vectors = conv.depth >= 2 * lanes || (taps == 1 && conv.features >= lanes);
+  const int64_t taps = conv.kernel_h * conv.kernel_w, terms = taps * conv.channels;
+  const bool fill_vectors = conv.channels >= 2 * lanes || (taps == 1 && conv.features >= lanes);
   return conv.weight_k == 1 && fill_vectors &&
          conv.positions() <= min(most, least + terms / terms_per_position);
 }
@@ -663,7 +729,7 @@ void run_dots(const TapConvolution& conv) {
   // Of a stretch of features, which positions read one after the other from the first-level cache.
   constexpr int64_t weight_bytes = 16 * 1024;
   const FewPositions few(conv);
-  const int64_t feature_bytes = float_bytes * conv.kernel_h * conv.kernel_w * conv.depth;
+  const int64_t feature_bytes = float_bytes * conv.kernel_h * conv.kernel_w * conv.channels;
   const int64_t most = max(1, weight_bytes / feature_bytes / lanes) * lanes;
   const int64_t wanted = ceil_div(items_per_thread * num_threads(), conv.groups);
   const int64_t vectors = conv.features / lanes;
@@ -683,8 +749,8 @@ void run_dots(const TapConvolution& conv) {
       tile.taps = taps;
       tile.tap_count = tap_count;
       for (int64_t p = 0; p < positions.count; ++p) {
-        positions.next(few.source + group * conv.depth, conv.result + group * conv.features + first,
-                       tile, 0);
+        positions.next(few.source + group * conv.channels,
+                       conv.result + group * conv.features + first, tile, 0);
         run_tile(tile);
       }
     };
@@ -697,6 +763,14 @@ AxisGeometry row_geometry(const Conv2dShape& s) {
 }
 AxisGeometry col_geometry(const Conv2dShape& s) {
   return {s.w, s.ow, s.kw, s.stride_w, s.pad_left, s.dilation_w};
+}
+
+// Of numbers of bfloat16: whether half of the multiply-adds are worth a copy of the source, which
+// takes as long as some sixteen for every vector of it.
+bool pays_in_pairs(const TapConvolution& conv) {
+  constexpr int64_t least = 16;
+  return multiplies_pairs(pairs_by_instruction) && conv.channels > 1 &&
+         conv.kernel_h * conv.kernel_w * conv.features >= least;
 }
 
 // x with its padding, [n, padded_h, padded_w, c].
@@ -746,31 +820,32 @@ void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, 
   const AxisTaps rows = AxisTaps::forward(row_geometry(s));
   const AxisTaps cols = AxisTaps::forward(col_geometry(s));
   const int64_t c = s.c / s.groups, oc = s.oc / s.groups;
-  const TapConvolution conv{.rows = rows,
-                            .cols = cols,
-                            .kernel_h = s.kh,
-                            .kernel_w = s.kw,
-                            .n = s.n,
-                            .groups = s.groups,
-                            .source = x,
-                            .source_mask = nullptr,
-                            .source_h = s.h,
-                            .source_w = s.w,
-                            .depth = c,
-                            .result = y,
-                            .result_h = s.oh,
-                            .result_w = s.ow,
-                            .features = oc,
-                            .bias = b,
-                            .relu = activation == Activation::relu,
-                            .weights = w,
-                            .weight_tap = c * s.oc,
-                            .weight_k = s.oc,
-                            .weight_f = 1,
-                            .weight_group = oc};
+  TapConvolution conv{.rows = rows,
+                      .cols = cols,
+                      .kernel_h = s.kh,
+                      .kernel_w = s.kw,
+                      .n = s.n,
+                      .groups = s.groups,
+                      .source = x,
+                      .source_mask = nullptr,
+                      .source_h = s.h,
+                      .source_w = s.w,
+                      .channels = c,
+                      .result = y,
+                      .result_h = s.oh,
+                      .result_w = s.ow,
+                      .features = oc,
+                      .bias = b,
+                      .relu = activation == Activation::relu,
+                      .weights = w,
+                      .weight_tap = c * s.oc,
+                      .weight_k = s.oc,
+                      .weight_f = 1,
+                      .weight_group = oc};
   if (few_enough_for_rows(conv)) {
     run_rows(conv);
   } else {
+    conv.in_pairs = s.bfloat16 && pays_in_pairs(conv);
     run(conv);
   }
 }
@@ -785,32 +860,33 @@ void conv2d_direct_backward_data(const Conv2dShape& s, Activation activation, co
   const AxisTaps rows = AxisTaps::backward_data(row_geometry(s));
   const AxisTaps cols = AxisTaps::backward_data(col_geometry(s));
   const int64_t c = s.c / s.groups, oc = s.oc / s.groups;
-  const TapConvolution conv{.rows = rows,
-                            .cols = cols,
-                            .kernel_h = s.kh,
-                            .kernel_w = s.kw,
-                            .n = s.n,
-                            .groups = s.groups,
-                            .source = dy,
-                            .source_mask = activation == Activation::relu ? y : nullptr,
-                            .source_h = s.oh,
-                            .source_w = s.ow,
-                            .depth = oc,
-                            .result = dx,
-                            .result_h = s.h,
-                            .result_w = s.w,
-                            .features = c,
-                            .bias = nullptr,
-                            .relu = false,
-                            // The kernel flipped: its last tap first.
-                            .weights = w + (s.kh * s.kw - 1) * c * s.oc,
-                            .weight_tap = -c * s.oc,
-                            .weight_k = 1,
-                            .weight_f = s.oc,
-                            .weight_group = oc};
+  TapConvolution conv{.rows = rows,
+                      .cols = cols,
+                      .kernel_h = s.kh,
+                      .kernel_w = s.kw,
+                      .n = s.n,
+                      .groups = s.groups,
+                      .source = dy,
+                      .source_mask = activation == Activation::relu ? y : nullptr,
+                      .source_h = s.oh,
+                      .source_w = s.ow,
+                      .channels = oc,
+                      .result = dx,
+                      .result_h = s.h,
+                      .result_w = s.w,
+                      .features = c,
+                      .bias = nullptr,
+                      .relu = false,
+                      // The kernel flipped: its last tap first.
+                      .weights = w + (s.kh * s.kw - 1) * c * s.oc,
+                      .weight_tap = -c * s.oc,
+                      .weight_k = 1,
+                      .weight_f = s.oc,
+                      .weight_group = oc};
   if (few_enough_for_dots(conv)) {
     run_dots(conv);
   } else {
+    conv.in_pairs = s.bfloat16 && pays_in_pairs(conv);
     run(conv);
   }
 }

@@ -26,7 +26,8 @@ static Conv2dShape as_conv2d(const DenseShape& s) {
           .pad_left = 0,
           .dilation_h = 1,
           .dilation_w = 1,
-          .groups = 1};
+          .groups = 1,
+          .bfloat16 = s.bfloat16};
 }
 
 void dense(const DenseShape& s, Activation activation, const float* x, const float* w,

@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "runtime.hpp"
+
 #if defined(PYCONV_HAVE_AVX2) || defined(PYCONV_HAVE_AVX512)
 #include <cpuid.h>
 #endif
@@ -24,6 +26,9 @@ struct Path {
 // AVX while the system does not save its registers, hence XCR0.
 struct Features {
   bool avx2 = false, avx512 = false;
+  // vdpbf16ps, and whether it takes as long as a multiply-add of single numbers. Processors with
+  // AMX, which is for the same, spend the time of two on it: LLVM 19's model of Sapphire Rapids.
+  bool avx512_bf16 = false, fast_bf16 = false;
 
   Features() {
     unsigned a, b, c, d;
@@ -43,20 +48,29 @@ struct Features {
     constexpr unsigned zmm_state = 0xe6;
     constexpr unsigned needed = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
     avx512 = avx2 && (low & zmm_state) == zmm_state && (b & needed) == needed;
+    constexpr unsigned amx_bf16 = 1u << 22, bf16 = 1u << 5;
+    const bool amx = (d & amx_bf16) != 0;
+    if (!avx512 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return;
+    avx512_bf16 = (a & bf16) != 0;
+    fast_bf16 = avx512_bf16 && !amx;
 #endif
   }
 };
 
 #else
 struct Features {
-  bool avx2 = false, avx512 = false;
+  bool avx2 = false, avx512 = false, avx512_bf16 = false, fast_bf16 = false;
 };
 #endif
+
+const Features& features() {
+  static const Features found;
+  return found;
+}
 
 // Fastest first.
 const std::vector<Path>& paths() {
   static const std::vector<Path> all = [] {
-    const Features features;
     const Operations* avx512_operations = nullptr;
     const Operations* avx2_operations = nullptr;
 #if defined(PYCONV_HAVE_AVX512)
@@ -65,8 +79,8 @@ const std::vector<Path>& paths() {
 #if defined(PYCONV_HAVE_AVX2)
     avx2_operations = &avx2::operations;
 #endif
-    return std::vector<Path>{{avx512_operations, "avx512", features.avx512},
-                             {avx2_operations, "avx2", features.avx2},
+    return std::vector<Path>{{avx512_operations, "avx512", features().avx512},
+                             {avx2_operations, "avx2", features().avx2},
                              {&portable::operations, "portable", true}};
   }();
   return all;
@@ -95,6 +109,8 @@ const Operations& find(const std::string& isa, const std::string& asked_by) {
 
 std::atomic<const Operations*> selected{nullptr};
 
+std::atomic<PairMode> pairs{PairMode::fast};
+
 }  // namespace
 
 std::vector<std::string> available() {
@@ -118,6 +134,14 @@ const Operations& operations() {
 
 void select(const std::string& isa) {
   selected.store(&find(isa, "set_isa"), std::memory_order_release);
+}
+
+PairMode pair_mode() { return pairs.load(std::memory_order_relaxed); }
+void set_pair_mode(PairMode mode) { pairs.store(mode, std::memory_order_relaxed); }
+bool multiplies_pairs(bool by_instruction) {
+  const PairMode mode = pair_mode();
+  if (mode == PairMode::always) return !by_instruction || features().avx512_bf16;
+  return mode == PairMode::fast && by_instruction && features().fast_bf16;
 }
 
 }  // namespace pyconv::cpu

@@ -45,6 +45,14 @@ enum class MathMode : int { fp32, direct, winograd4, winograd6 };
 MathMode math_mode();
 void set_math_mode(MathMode mode);
 
+// Whether kernels multiply numbers of bfloat16 in pairs (tiles.hpp): where the processor has an
+// instruction for it that is faster than two multiply-adds, which is the default; never; or
+// wherever they can. `by_instruction`: whether the caller needs that instruction.
+enum class PairMode : int { fast, never, always };
+PairMode pair_mode();
+void set_pair_mode(PairMode mode);
+bool multiplies_pairs(bool by_instruction);
+
 // Calls body(context, item, worker) once for each item in [0, items), on at most `threads` threads;
 // 0 <= worker < threads. Who gets which depends on the moment, so results must not depend on it.
 // The count is the caller's, who may have sized memory by it: num_threads() can change at any
@@ -104,7 +112,7 @@ class Buffer {
 // own.
 class KeptWeights {
  public:
-  enum Layout { packed, winograd4, winograd6, sparse };
+  enum Layout { packed, packed_pairs, winograd4, winograd6, sparse };
 
   // Images for which kernels choose their algorithm, whatever part of them a call is for: so all
   // parts of a batch are computed alike.
@@ -126,7 +134,7 @@ class KeptWeights {
   };
 
  private:
-  static constexpr int layouts = 4;
+  static constexpr int layouts = 5;
   std::mutex making_;
   Buffer memory_[layouts];
   std::atomic<const float*> ready_[layouts] = {};

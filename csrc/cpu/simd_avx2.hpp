@@ -75,7 +75,32 @@ static inline vec nearest_bfloat16(vec v) {
                        _mm256_castsi256_ps(quiet), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   return _mm256_and_ps(rounded, _mm256_castsi256_ps(_mm256_set1_epi32(-0x10000)));
 }
-static inline vec divide(vec a, vec b) { return _mm256_div_ps(a, b); }
+
+// Pairs of numbers of bfloat16, one a lane: the first in its upper half, the second in the lower
+// one. What AVX512-BF16 does in one instruction: for tests, as it takes longer than multiplying
+// single numbers.
+constexpr bool pairs_by_instruction = false;
+static inline vec first_of_pairs(vec v) {
+  return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(-0x10000)));
+}
+static inline vec second_of_pairs(vec v) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 16));
+}
+static inline vec fmadd_pairs(vec a, vec b, vec c) {
+  c = _mm256_fmadd_ps(first_of_pairs(a), first_of_pairs(b), c);
+  return _mm256_fmadd_ps(second_of_pairs(a), second_of_pairs(b), c);
+}
+static inline vec pair(vec first, vec second) {
+  const __m256i lower = _mm256_srli_epi32(_mm256_castps_si256(second), 16);
+  return _mm256_or_ps(first_of_pairs(first), _mm256_castsi256_ps(lower));
+}
+// The lanes with even numbers of a, then those of b; the odd ones.
+static inline vec in_order(vec a_b_a_b) {
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a_b_a_b), 0xd8));
+}
+static inline vec even_lanes(vec a, vec b) { return in_order(_mm256_shuffle_ps(a, b, 0x88)); }
+static inline vec odd_lanes(vec a, vec b) { return in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
+
 // 2^n of whole numbers from -126 to 127. The sum with 1.5 * 2^23 has n + 127 in its low bits.
 static inline vec power_of_2(vec n) {
   const vec biased = _mm256_add_ps(n, _mm256_set1_ps(12582912.0f + 127.0f));

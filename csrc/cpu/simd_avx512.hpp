@@ -62,7 +62,38 @@ static inline vec nearest_bfloat16(vec v) {
   return _mm512_castsi512_ps(
       _mm512_and_si512(_mm512_castps_si512(rounded), _mm512_set1_epi32(-0x10000)));
 }
-static inline vec divide(vec a, vec b) { return _mm512_div_ps(a, b); }
+
+// Pairs of numbers of bfloat16, one a lane: the first in its upper half, the second in the lower
+// one. vdpbf16ps adds the product of the upper halves, then that of the lower ones, each rounded
+// like a multiply-add with denormals as zeros (Intel SDM vol. 2); by name, since as an intrinsic it
+// takes a flag of the compiler that would allow it everywhere.
+#ifdef PYCONV_EMULATED_VDPBF16PS
+constexpr bool pairs_by_instruction = false;
+static inline vec fmadd_pairs(vec a, vec b, vec c) { return PYCONV_EMULATED_VDPBF16PS(c, a, b); }
+#else
+constexpr bool pairs_by_instruction = true;
+static inline vec fmadd_pairs(vec a, vec b, vec c) {
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+  return c;
+}
+#endif
+static inline vec pair(vec first, vec second) {
+  const __m512i upper = _mm512_and_si512(_mm512_castps_si512(first), _mm512_set1_epi32(-0x10000));
+  const __m512i lower = _mm512_maskz_srli_epi32(0xffff, _mm512_castps_si512(second), 16);
+  return _mm512_castsi512_ps(_mm512_or_si512(upper, lower));
+}
+// The lanes with even numbers of a, then those of b; the odd ones.
+static inline vec even_lanes(vec a, vec b) {
+  const __m512i index =
+      _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return _mm512_permutex2var_ps(a, index, b);
+}
+static inline vec odd_lanes(vec a, vec b) {
+  const __m512i index =
+      _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return _mm512_permutex2var_ps(a, index, b);
+}
+
 // 2^n of whole numbers from -126 to 127. The sum with 1.5 * 2^23 has n + 127 in its low bits.
 static inline vec power_of_2(vec n) {
   const vec biased = _mm512_add_ps(n, _mm512_set1_ps(12582912.0f + 127.0f));

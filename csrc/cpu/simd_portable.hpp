@@ -108,10 +108,49 @@ static inline vec nearest_bfloat16(vec v) {
   memcpy(&v, bits, sizeof bits);
   return v;
 }
-static inline vec divide(vec a, vec b) {
-  for (int i = 0; i < lanes; ++i) a[i] = a[i] / b[i];
-  return a;
+
+// Pairs of numbers of bfloat16, one a lane: the first in its upper half, the second in the lower
+// one. What AVX512-BF16 does in one instruction: for tests, as it takes longer than multiplying
+// single numbers.
+constexpr bool pairs_by_instruction = false;
+static inline vec first_of_pairs(vec v) {
+  uint32_t bits[lanes];
+  memcpy(bits, &v, sizeof bits);
+  for (uint32_t& b : bits) b &= 0xffff0000;
+  memcpy(&v, bits, sizeof bits);
+  return v;
 }
+static inline vec second_of_pairs(vec v) {
+  uint32_t bits[lanes];
+  memcpy(bits, &v, sizeof bits);
+  for (uint32_t& b : bits) b <<= 16;
+  memcpy(&v, bits, sizeof bits);
+  return v;
+}
+static inline vec fmadd_pairs(vec a, vec b, vec c) {
+  c = fmadd(first_of_pairs(a), first_of_pairs(b), c);
+  return fmadd(second_of_pairs(a), second_of_pairs(b), c);
+}
+static inline vec pair(vec first, vec second) {
+  uint32_t upper[lanes], lower[lanes];
+  memcpy(upper, &first, sizeof upper);
+  memcpy(lower, &second, sizeof lower);
+  for (int i = 0; i < lanes; ++i) upper[i] = (upper[i] & 0xffff0000) | lower[i] >> 16;
+  memcpy(&first, upper, sizeof upper);
+  return first;
+}
+// The lanes with even numbers of a, then those of b; the odd ones.
+static inline vec even_lanes(vec a, vec b) {
+  vec v;
+  for (int i = 0; i < lanes / 2; ++i) v[i] = a[2 * i], v[lanes / 2 + i] = b[2 * i];
+  return v;
+}
+static inline vec odd_lanes(vec a, vec b) {
+  vec v;
+  for (int i = 0; i < lanes / 2; ++i) v[i] = a[2 * i + 1], v[lanes / 2 + i] = b[2 * i + 1];
+  return v;
+}
+
 // 2^n of whole numbers from -126 to 127. The sum with 1.5 * 2^23 has n + 127 in its low bits.
 static inline vec power_of_2(vec n) {
   const vec biased = add(n, broadcast(12582912.0f + 127.0f));

@@ -52,7 +52,7 @@ static inline void keep_in_register(const float*& p) {
 }
 
 // sum(i, j) += held(i) * passing(j), with what is held in registers all the while.
-template <int Held, int Passing, class First, class Second, class Sum>
+template <auto MultiplyAdd, int Held, int Passing, class First, class Second, class Sum>
 __attribute__((always_inline)) static inline void add_holding(const First& held,
                                                               const Second& passing,
                                                               const Sum& sum) {
@@ -63,17 +63,17 @@ __attribute__((always_inline)) static inline void add_holding(const First& held,
   for (int j = 0; j < Passing; ++j) {
     const vec factor = passing(j);
 #pragma GCC unroll 16
-    for (int i = 0; i < Held; ++i) sum(i, j) = fmadd(factors[i], factor, sum(i, j));
+    for (int i = 0; i < Held; ++i) sum(i, j) = MultiplyAdd(factors[i], factor, sum(i, j));
   }
 }
 // sum[p][v] += left(p) * right(v), holding whichever factors are fewer.
-template <int P, int V, class Left, class Right>
+template <auto MultiplyAdd = fmadd, int P, int V, class Left, class Right>
 __attribute__((always_inline)) static inline void add_products(vec (&sum)[P][V], const Left& left,
                                                                const Right& right) {
   if constexpr (P < V) {
-    add_holding<P, V>(left, right, [&](int p, int v) -> vec& { return sum[p][v]; });
+    add_holding<MultiplyAdd, P, V>(left, right, [&](int p, int v) -> vec& { return sum[p][v]; });
   } else {
-    add_holding<V, P>(right, left, [&](int v, int p) -> vec& { return sum[p][v]; });
+    add_holding<MultiplyAdd, V, P>(right, left, [&](int v, int p) -> vec& { return sum[p][v]; });
   }
 }
 
@@ -111,12 +111,19 @@ struct ForwardTile {
 };
 // The same with the weights as they lie, not packed: their rows are a step apart, and all of a
 // panel's features exist.
-struct UnpackedForwardTile : ForwardTile {
+struct AsTheyLie {
+  const ForwardTile& tile;
   int64_t w_row;
+};
+// The same of numbers of bfloat16 in pairs: an element of x and of the weights is two channels.
+// Half as many steps, to the same sums: the products, exact in float32, are added in the same
+// order.
+struct InPairs {
+  const ForwardTile& tile;
 };
 
 // Of G panels from first_w on, whose results begin at this feature.
-template <int P, int Q, int G>
+template <int P, int Q, int G, auto MultiplyAdd = fmadd>
 static inline void sum_taps(const ForwardTile& tile, const float* first_w, int64_t w_row,
                             int64_t feature) {
   constexpr int vectors = G * Q;
@@ -142,7 +149,7 @@ static inline void sum_taps(const ForwardTile& tile, const float* first_w, int64
     for (int p = 0; p < P; ++p) x[p] = tile.x[p] + tap.x;
 #pragma GCC unroll 4
     for (int64_t k = 0; k < tap.depth; ++k) {
-      add_products(
+      add_products<MultiplyAdd>(
           sum, [&](int p) { return broadcast(x[p][k]); },
           [&](int v) { return load(w[v / Q] + v % Q * lanes); });
 #pragma GCC unroll 16
@@ -171,8 +178,16 @@ static void compute(const ForwardTile& tile) {
   });
 }
 template <int P, int Q>
-static void compute(const UnpackedForwardTile& tile) {
-  sum_taps<P, Q, 1>(tile, tile.w, tile.w_row, 0);
+static void compute(const AsTheyLie& how) {
+  sum_taps<P, Q, 1>(how.tile, how.tile.w, how.w_row, 0);
+}
+template <int P, int Q>
+static void compute(const InPairs& how) {
+  const ForwardTile& tile = how.tile;
+  for_panels<P, Q>(tile.panels, [&]<int G>(int64_t panel) {
+    sum_taps<P, Q, G, fmadd_pairs>(tile, tile.w + panel * tile.w_panel, Q * lanes,
+                                   panel * Q * lanes);
+  });
 }
 
 // ---------------------------------------------------------------------------------------------

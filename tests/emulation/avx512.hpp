@@ -87,8 +87,21 @@ static inline __m512i emulated_maskz_slli_epi32(__mmask16, __m512i v, unsigned c
   return simde_mm512_slli_epi32(v, count);
 }
 
+static inline __m512 emulated_dpbf16_ps(__m512 sum, __m512 a, __m512 b) {
+  const __m512i upper = simde_mm512_set1_epi32(-0x10000);
+  const auto first = [=](__m512 v) {
+    return simde_mm512_castsi512_ps(simde_mm512_and_si512(simde_mm512_castps_si512(v), upper));
+  };
+  const auto second = [](__m512 v) {
+    return simde_mm512_castsi512_ps(simde_mm512_slli_epi32(simde_mm512_castps_si512(v), 16));
+  };
+  sum = simde_mm512_fmadd_ps(first(a), first(b), sum);
+  return simde_mm512_fmadd_ps(second(a), second(b), sum);
+}
+
 }  // namespace pyconv::cpu::PYCONV_ISA
 
+#define PYCONV_EMULATED_VDPBF16PS emulated_dpbf16_ps
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
 #define _mm512_mask_storeu_ps emulated_mask_storeu_ps
 #define _mm512_maskz_cvttps_epi32 emulated_maskz_cvttps_epi32

@@ -24,7 +24,8 @@ _MODES = ["fp32", "direct", "winograd4", "winograd6"]
 
 
 def choose_path(s: Source) -> None:
-    """An instruction set, a math mode, and one thread or two."""
+    """An instruction set, a math mode, and one thread or two; pairs wherever they can be."""
+    cpu().set_pair_mode("always")
     pyconv.set_isa(s.pick(pyconv.available_isas()))
     pyconv.set_math_mode(s.pick(_MODES))
     pyconv.set_num_threads(1 + s.flag(200))
@@ -87,13 +88,15 @@ class _Conv:
 def _conv2d(s: Source) -> Call:
     c = _Conv(s)
     args = [s.array(*c.x), s.array(*c.weights), s.pick([None, s.array(c.oc)])]
-    return kernels.conv2d, [*args, *c.geometry, c.activation], {"out": s.array(*c.y)}
+    results = {"out": s.array(*c.y), "bfloat16": s.flag()}
+    return kernels.conv2d, [*args, *c.geometry, c.activation], results
 
 
 def _conv2d_backward_data(s: Source) -> Call:
     c = _Conv(s)
     args = [s.array(*c.y), s.array(*c.weights), c.x, *c.geometry, c.activation]
-    return kernels.conv2d_backward_data, args, {"y": s.array(*c.y), "out": s.array(*c.x)}
+    results = {"y": s.array(*c.y), "out": s.array(*c.x), "bfloat16": s.flag()}
+    return kernels.conv2d_backward_data, args, results
 
 
 def _conv2d_backward_weights(s: Source) -> Call:
@@ -107,7 +110,8 @@ def _conv2d_backward(s: Source) -> Call:
     c = _Conv(s)
     args = [s.array(*c.y), s.array(*c.x), s.array(*c.weights), *c.geometry, c.activation]
     results = {"dx": s.array(*c.x), "dw": s.array(*c.weights), "db": s.array(c.oc)}
-    return kernels.conv2d_backward, args, {"y": s.array(*c.y), **results}
+    results |= {"y": s.array(*c.y), "bfloat16": s.flag()}
+    return kernels.conv2d_backward, args, results
 
 
 def _dropping(s: Source) -> list[Any]:
@@ -203,12 +207,12 @@ def _dense(s: Source) -> Call:
             (
                 kernels.dense,
                 [s.array(*x), s.array(*w), s.pick([None, s.array(units)]), activation],
-                {"out": s.array(*y)},
+                {"out": s.array(*y), "bfloat16": s.flag()},
             ),
             (
                 kernels.dense_backward_data,
                 [s.array(*y), s.array(*w), activation],
-                {**masked, "out": s.array(*x)},
+                {**masked, "out": s.array(*x), "bfloat16": s.flag()},
             ),
             (
                 kernels.dense_backward_weights,
@@ -218,7 +222,7 @@ def _dense(s: Source) -> Call:
             (
                 kernels.dense_backward,
                 [s.array(*y), s.array(*x), s.array(*w), activation],
-                {**masked, **dw, "dx": s.array(*x)},
+                {**masked, **dw, "dx": s.array(*x), "bfloat16": s.flag()},
             ),
         ]
     )
