@@ -220,6 +220,7 @@ def conv2d_pool(
     seed: int,
     offset: _Counter,
     first: int,
+    bfloat16: bool = False,
 ) -> None: ...
 def conv2d_pool_backward(
     dy: _Array,

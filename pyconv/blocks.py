@@ -231,6 +231,7 @@ class ConvPoolBlock(Block):
             self._first,
             out=y,
             winner=self._winner,
+            bfloat16=self.bfloat16,
         )
         return y
 

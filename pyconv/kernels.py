@@ -693,6 +693,7 @@ def conv2d_pool(
     *,
     out: Array | None = None,
     winner: NDArray[np.uint8] | None = None,
+    bfloat16: bool = False,
 ) -> tuple[Array, NDArray[np.uint8]]:
     """`conv2d` with ReLU, `max_pool2d` of 2x2 windows and `dropout`, in one kernel.
 
@@ -702,6 +703,7 @@ def conv2d_pool(
         x, w, b, strides, padding, dilation_rate, groups: as for `conv2d`.
         rate, seed, offset, first: as for `dropout`, whose elements are those of the pooled output.
         out, winner: arrays for the results.
+        bfloat16: whether x and w are numbers of bfloat16, as for `conv2d`.
 
     Returns:
         y (n, oh // 2, ow // 2, filters), and winner of the same shape, uint8: the position of the
@@ -719,7 +721,7 @@ def conv2d_pool(
     shape = (n, oh // 2, ow // 2, filters)
     out = _empty(shape) if out is None else out
     winner = _empty(shape, np.uint8) if winner is None else winner
-    _call("conv2d_pool", x, w, b, out, winner, *geometry, *dropping)
+    _call("conv2d_pool", x, w, b, out, winner, *geometry, *dropping, bfloat16)
     return out, winner
 
 

@@ -62,6 +62,10 @@ def both_ways(pair_mode, kernel, *arguments, **options) -> np.ndarray:
     return results[1]
 
 
+def first_of(kernel):
+    return lambda *arguments, **options: kernel(*arguments, **options)[0]
+
+
 def check_conv(pair_mode, case: ConvCase) -> None:
     x, w = drawn(f"{case.name} x", case.x), drawn(f"{case.name} w", case.w)
     b = reals("b", (case.filters,))
@@ -77,6 +81,13 @@ def check_conv(pair_mode, case: ConvCase) -> None:
         options["y"] = y if activation else None
         dx = both_ways(pair_mode, kernels.conv2d_backward_data, dy, w, case.x, **options)
         assert_same_bits(kernels.conv2d_backward(dy, x, w, **options)[0], dx, case.name)
+    if min(linear.shape[1:3]) >= 2:
+        pooled = {**case.geometry, "rate": 0.3, "bfloat16": True}
+        y = both_ways(pair_mode, first_of(kernels.conv2d_pool), x, w, b, **pooled)
+        kept = reference.conv2d_pool(x, w, b, rate=0.3, **case.geometry)[0]
+        n, rows, columns, filters = y.shape
+        windows = bound[:, : 2 * rows, : 2 * columns].reshape(n, rows, 2, columns, 2, filters)
+        assert_within(y, kept, 2 * windows.max((2, 4)), case.name)
 
 
 @pytest.mark.parametrize("case", CONV_CASES, ids=lambda c: c.name)

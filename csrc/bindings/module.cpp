@@ -634,12 +634,12 @@ void require_supported(const void* operation, const char* name) {
 void conv2d_pool(const py::object& x_, const py::object& w_, const py::object& b_,
                  const py::object& y_, const py::object& winner_, const Pair& strides,
                  const Padding& padding, const Pair& dilation, int64_t groups, double rate,
-                 uint64_t seed, const py::object& offset_, uint64_t first) {
+                 uint64_t seed, const py::object& offset_, uint64_t first, bool bfloat16) {
   const Array x = input(x_, "x"), w = input(w_, "w"), b = optional_input(b_, "b");
   const Array y = output(y_, "out"), winner = output(winner_, "winner", "uint8");
   const ScalarArgument<uint64_t> offset(offset_, "offset", "uint64");
   const ConvPoolShape s =
-      conv2d_pool_shape(conv2d_shape(four(x), w, strides, padding, dilation, groups));
+      conv2d_pool_shape(conv2d_shape(four(x), w, strides, padding, dilation, groups, bfloat16));
   if (b) b.require({s.conv.oc}, "one value a filter");
   y.require(pooled_output(s), "that of the pooled output");
   winner.require(pooled_output(s), "that of the pooled output");
@@ -811,7 +811,7 @@ PYBIND11_MODULE(PYCONV_JOIN(checked, PYCONV_MODULE), m) {
         arg("learning_rate"), arg("beta_1"), arg("beta_2"), arg("epsilon"));
   m.def("conv2d_pool", operation(&conv2d_pool), arg("x"), arg("w"), arg("b"), arg("out"),
         arg("winner"), arg("strides"), arg("padding"), arg("dilation_rate"), arg("groups"),
-        arg("rate"), arg("seed"), arg("offset"), arg("first"));
+        arg("rate"), arg("seed"), arg("offset"), arg("first"), arg("bfloat16") = false);
   m.def("conv2d_pool_backward", operation(&conv2d_pool_backward), arg("dy"), arg("winner"),
         arg("x"), arg("w"), arg("dx"), arg("dw"), arg("db"), arg("strides"), arg("padding"),
         arg("dilation_rate"), arg("groups"), arg("rate"));

@@ -37,11 +37,15 @@ class Peer:
             *check.arguments, **check.options
         )
         call.apply_defaults()
-        results = function(**{k: v for k, v in call.arguments.items() if k not in _OUTPUTS})
+        results = function(**{k: v for k, v in call.arguments.items() if k not in _NOT_THEIRS})
         return None if results is None else as_tuple(results)
 
 
-_OUTPUTS = ("out", "argmax", "dx", "dw", "db", "loss", "probabilities", "dlogits")
+# Arrays for results, and what is said about the numbers.
+_NOT_THEIRS = (
+    *("out", "argmax", "dx", "dw", "db", "loss", "probabilities", "dlogits"),
+    "bfloat16",
+)
 
 
 def _sides(x: Array, window: Any, strides: Any, padding: Any, dilation: Any = 1) -> tuple[Any, Any]:

@@ -124,7 +124,9 @@ def _conv2d_pool(s: Source) -> Call:
     c = _Conv(s)
     args = [s.array(*c.x), s.array(*c.weights), s.pick([None, s.array(c.oc)])]
     results = {"out": s.array(*c.pooled), "winner": s.array(*c.pooled, dtype=np.uint8)}
-    return kernels.conv2d_pool, [*args, *c.geometry, *_dropping(s)], results
+    dropping = _dropping(s)
+    results["bfloat16"] = s.flag()
+    return kernels.conv2d_pool, [*args, *c.geometry, *dropping], results
 
 
 def _conv2d_pool_backward(s: Source) -> Call:
