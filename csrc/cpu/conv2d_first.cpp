@@ -27,15 +27,15 @@ struct FirstTile {
   float least;       // results below it become it
   float* y;
   int64_t y_pixel;
+  int64_t stored;  // how many results of a position are written, whatever exists
 };
 
 template <int P, int Q, int Step>
 __attribute__((noinline)) void compute(const FirstTile<Step>& tile) {
   vec sum[P][Q];
-  const bool whole = tile.features >= Q * lanes;
 #pragma GCC unroll 16
   for (int q = 0; q < Q; ++q) {
-    const int64_t count = whole ? lanes : min(tile.features - q * lanes, lanes);
+    const int64_t count = min(tile.features - q * lanes, lanes);
     const vec bias = tile.bias != nullptr ? load_part(tile.bias + q * lanes, count) : zero();
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) sum[p][q] = bias;
@@ -55,12 +55,13 @@ __attribute__((noinline)) void compute(const FirstTile<Step>& tile) {
   const vec least = broadcast(tile.least);
   // Copies: for all the compiler knows, the tile could be what is written to.
   float* y = tile.y;
-  const int64_t y_pixel = tile.y_pixel, features = tile.features;
+  const int64_t y_pixel = tile.y_pixel, stored = tile.stored;
+  const bool whole = stored >= Q * lanes;
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p, y += y_pixel) {
 #pragma GCC unroll 16
     for (int q = 0; q < Q; ++q) {
-      const int64_t count = whole ? lanes : min(features - q * lanes, lanes);
+      const int64_t count = whole ? lanes : min(stored - q * lanes, lanes);
       store_part(y + q * lanes, at_least(least, sum[p][q]), count);
     }
   }
@@ -114,6 +115,9 @@ void run(const Conv2dShape& s, Activation activation, const float* x, const floa
     tile.depth = depth;
     tile.least = activation == Activation::relu ? 0.0f : -HUGE_VALF;
     tile.y_pixel = s.oc;
+    // Of a single panel whole vectors are written, whose surplus the next positions overwrite; but
+    // not beyond the results of this item.
+    const float* const y_end = y + (image * s.oh + end) * s.ow * s.oc;
     for (int64_t row = begin; row < end; ++row) {
       const float* const from = band + (row - begin) * s.stride_h * width * s.c;
       float* const to = y + (image * s.oh + row) * s.ow * s.oc;
@@ -125,6 +129,9 @@ void run(const Conv2dShape& s, Activation activation, const float* x, const floa
         for_parts(s.ow, ceil_div(s.ow, tile_rows[vectors]), [&](int64_t col, int64_t positions) {
           tile.x = from + col * Step;
           tile.y = to + col * s.oc + first;
+          const int64_t whole = vectors * lanes;
+          const bool surplus = panels == 1 && y_end - tile.y >= (positions - 1) * s.oc + whole;
+          tile.stored = surplus ? whole : tile.features;
           run_tile(tile, vectors, positions);
         });
       }
