@@ -103,6 +103,14 @@ struct CopiedBlock {
 // as they are; no row of the weights reads them.
 void copy_block(const CopiedBlock& copy, const Conv2dShape& s, const float* x, int64_t images,
                 int64_t first, int64_t begin, int64_t end, float* to) {
+  if (copy.blocks == 1 && copy.rows.shared && copy.cols.shared) {  // rows of pixels as they lie
+    for (int64_t image = 0; image < images; ++image) {
+      copy_padded(s, x + image * s.h * s.w * s.c, copy.rows.source(0, first),
+                  copy.cols.source(0, 0), copy.rows.count, copy.cols.count,
+                  to + image * copy.image_size());
+    }
+    return;
+  }
   const int64_t whole = min(s.c / copied_channels, end) * copied_channels;
   const int64_t last = min(s.c, end * copied_channels);
   const int64_t block_size = copy.block_size();
@@ -303,7 +311,7 @@ void conv2d_direct_backward_weights(const Conv2dShape& s, Activation activation,
   constexpr int64_t splits_per_thread = 2;
   const int threads = num_threads();
   const int64_t wanted = ceil_div(splits_per_thread * threads, cut.chunks);
-  const int64_t row_tiles = ceil_div(cut.rows, tile_rows[2]);  // of a group
+  const int64_t row_tiles = ceil_div(cut.rows, tile_rows[cut.vectors(0)]);  // of a group
   int64_t panel_parts, row_parts;
   if (copied.size() > cut.block_size() * s.oc) {
     row_parts = min(row_tiles, wanted);

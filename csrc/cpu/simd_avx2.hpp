@@ -12,7 +12,7 @@ constexpr int lanes = 8;
 
 // Largest register tiles, by number of vectors per row: tile_rows[2] rows of two vectors keep 12
 // accumulators, 2 weights and 1 broadcast in the 16 registers.
-constexpr int tile_rows[3] = {0, 12, 6};
+constexpr int tile_rows[3] = {0, 10, 6};
 
 static inline vec zero() { return _mm256_setzero_ps(); }
 static inline vec broadcast(float value) { return _mm256_set1_ps(value); }
