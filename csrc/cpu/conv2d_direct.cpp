@@ -718,12 +718,15 @@ void run_rows(const TapConvolution& conv) {
 // Data gradient: every result is a product of two vectors that lie contiguous, along the channels
 // that are summed over.
 bool few_enough_for_dots(const TapConvolution& conv) {
-  // Of so many positions packing the weights takes as long as multiplying them again for each.
-  constexpr int64_t least = 2, most = 48, terms_per_position = 10;
+  // Of so many positions packing the weights takes as long as multiplying them again for each,
+  // which adds up lanes for every result. With several taps, most positions meet some of them only.
+  constexpr int64_t least = 2, terms_per_position = 10, most_of_taps = 48;
+  constexpr int64_t most = 10, terms_per_more = 256;
   const int64_t taps = conv.kernel_h * conv.kernel_w, terms = taps * conv.channels;
+  const int64_t limit = taps > 1 ? most_of_taps : most + terms / terms_per_more;
   const bool fill_vectors = conv.channels >= 2 * lanes || (taps == 1 && conv.features >= lanes);
   return conv.weight_k == 1 && fill_vectors &&
-         conv.positions() <= min(most, least + terms / terms_per_position);
+         conv.positions() <= min(limit, least + terms / terms_per_position);
 }
 void run_dots(const TapConvolution& conv) {
   // Of a stretch of features, which positions read one after the other from the first-level cache.
