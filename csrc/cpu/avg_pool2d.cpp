@@ -24,8 +24,8 @@ Range inside(int64_t start, int64_t pool, int64_t size) {
 // floats. Vectors as of for_channels.
 template <int vectors>
 void mean(const float* x, const Range& rows, const Range& cols, int64_t line, int64_t pixel,
-          int64_t second, int64_t count, float* y) {
-  const auto begin = [=](int q) { return vector_begin<vectors>(q, second); };
+          int64_t last, int64_t count, float* y) {
+  const auto begin = [=](int q) { return vector_begin<vectors>(q, last); };
   vec total[vectors];
   for (int q = 0; q < vectors; ++q) total[q] = zero();
   for (int64_t i = rows.begin; i < rows.end; ++i) {
@@ -44,8 +44,8 @@ void mean(const float* x, const Range& rows, const Range& cols, int64_t line, in
 // dx = sum of the windows' dy, each divided by its pixels.
 template <int vectors>
 void collect(const Pool2dShape& s, const float* dy, const Range& windows_h, const Range& windows_w,
-             int64_t second, int64_t count, float* dx) {
-  const auto begin = [=](int q) { return vector_begin<vectors>(q, second); };
+             int64_t last, int64_t count, float* dx) {
+  const auto begin = [=](int q) { return vector_begin<vectors>(q, last); };
   vec sum[vectors];
   for (int q = 0; q < vectors; ++q) sum[q] = zero();
   for (int64_t oh = windows_h.begin; oh < windows_h.end; ++oh) {
@@ -73,8 +73,8 @@ void avg_pool2d(const Pool2dShape& s, const float* x, float* y) {
       for (int64_t ow = 0; ow < s.ow; ++ow) {
         const Range cols = inside(ow * s.stride_w - s.pad_left, s.pool_w, s.w);
         float* const to = y + (row * s.ow + ow) * s.c;
-        for_channels(c0, c1, [&]<int vectors>(int64_t c, int64_t second, int64_t count) {
-          mean<vectors>(image + c, rows, cols, s.w * s.c, s.c, second, count, to + c);
+        for_channels(c0, c1, [&]<int vectors>(int64_t c, int64_t last_at, int64_t count) {
+          mean<vectors>(image + c, rows, cols, s.w * s.c, s.c, last_at, count, to + c);
         });
       }
     }
@@ -90,8 +90,8 @@ void avg_pool2d_backward(const Pool2dShape& s, const float* dy, float* dx) {
       for (int64_t iw = 0; iw < s.w; ++iw) {
         const Range windows_w = windows_around(iw + s.pad_left, s.pool_w, s.stride_w, s.ow);
         float* const to = dx + (row * s.w + iw) * s.c;
-        for_channels(c0, c1, [&]<int vectors>(int64_t c, int64_t second, int64_t count) {
-          collect<vectors>(s, image + c, windows_h, windows_w, second, count, to + c);
+        for_channels(c0, c1, [&]<int vectors>(int64_t c, int64_t last_at, int64_t count) {
+          collect<vectors>(s, image + c, windows_h, windows_w, last_at, count, to + c);
         });
       }
     }

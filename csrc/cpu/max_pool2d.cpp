@@ -237,8 +237,8 @@ struct Pixel {
 // dy and argmax: of its image.
 template <int V>
 void collect(const Pool2dShape& s, const Pixel& pixel, const float* dy, const uint8_t* argmax,
-             float* dx, int64_t second) {
-  const auto at = [=](int v) { return vector_begin<V>(v, second); };
+             float* dx, int64_t last) {
+  const auto at = [=](int v) { return vector_begin<V>(v, last); };
   vec sum[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) sum[v] = zero();
@@ -276,8 +276,8 @@ void backward_by_pixels(const Pool2dShape& s, const float* dy, const uint8_t* ar
         while (around.end < s.ow && around.end * s.stride_w <= pixel.w) ++around.end;
         while (around.begin * s.stride_w + s.pool_w <= pixel.w) ++around.begin;
         const int64_t at = (ih * s.w + iw) * s.c;
-        for_channels(c0, c1, [=, &s, &pixel]<int V>(int64_t c, int64_t second, int64_t) {
-          collect<V>(s, pixel, dy + image + c, argmax + image + c, to + at + c, second);
+        for_channels(c0, c1, [=, &s, &pixel]<int V>(int64_t c, int64_t last_at, int64_t) {
+          collect<V>(s, pixel, dy + image + c, argmax + image + c, to + at + c, last_at);
         });
       }
     }
