@@ -119,6 +119,12 @@ def test_softmax(target, shape, scale, guarded):
         out = guarded.empty(shape, offset=offset)
         kernels.softmax_backward(guarded.like(dy, offset), guarded.like(y, offset), out=out)
         assert_same_bits(out, dx)
+        in_place = guarded.like(z, offset)
+        assert kernels.softmax(in_place, out=in_place) is in_place
+        assert_same_bits(in_place, y)
+        in_place = guarded.like(dy, offset)
+        kernels.softmax_backward(in_place, guarded.like(y, offset), out=in_place)
+        assert_same_bits(in_place, dx)
     guarded.check()
 
 
