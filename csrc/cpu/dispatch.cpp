@@ -26,8 +26,9 @@ struct Path {
 // AVX while the system does not save its registers, hence XCR0.
 struct Features {
   bool avx2 = false, avx512 = false;
-  // vdpbf16ps, and whether it takes as long as a multiply-add of single numbers. Processors with
-  // AMX, which is for the same, spend the time of two on it: LLVM 19's model of Sapphire Rapids.
+  // vdpbf16ps, and whether it takes as long as a multiply-add of single numbers. Intel's from
+  // Sapphire Rapids on spend the time of two on it (LLVM 19's model): known by AMX or, as a virtual
+  // machine may hide that, AVX512-FP16.
   bool avx512_bf16 = false, fast_bf16 = false;
 
   Features() {
@@ -48,11 +49,11 @@ struct Features {
     constexpr unsigned zmm_state = 0xe6;
     constexpr unsigned needed = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
     avx512 = avx2 && (low & zmm_state) == zmm_state && (b & needed) == needed;
-    constexpr unsigned amx_bf16 = 1u << 22, bf16 = 1u << 5;
-    const bool amx = (d & amx_bf16) != 0;
+    constexpr unsigned amx_bf16 = 1u << 22, fp16 = 1u << 23, bf16 = 1u << 5;
+    const bool slow = (d & (amx_bf16 | fp16)) != 0;
     if (!avx512 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return;
     avx512_bf16 = (a & bf16) != 0;
-    fast_bf16 = avx512_bf16 && !amx;
+    fast_bf16 = avx512_bf16 && !slow;
 #endif
   }
 };

@@ -19,8 +19,8 @@ static inline Range windows_around(int64_t at, int64_t pool, int64_t stride, int
 
 // body<V>(c, last, count) for the channels [begin, end): V vectors of them from c on, `count`
 // channels in each, which is all lanes unless there are fewer channels than that. The last of them
-// begins `last` behind the first, where it is whole, with some channels once more; but not of the
-// most vectors, where that it may would cost an address.
+// begins `last` behind the first, where it is whole, with some channels once more. Of the most
+// vectors it has its usual place: a variable one would cost an address.
 constexpr int most_vectors = lanes < 16 ? 8 : 4;
 
 template <int V, class Body>
