@@ -24,10 +24,12 @@ struct Conv2dShape {
   int64_t stride_h, stride_w;
   int64_t pad_top, pad_left;  // bottom and right follow from oh and ow
   int64_t dilation_h, dilation_w;
-  int64_t groups;
+  int32_t groups;
   // Whether x, or dy, and w are numbers of bfloat16: then a kernel may multiply them as such.
   bool bfloat16 = false;
 };
+// nvcc keeps no larger parameters of a kernel in registers.
+static_assert(sizeof(Conv2dShape) <= 128);
 
 struct Pool2dShape {
   int64_t n, h, w, c;  // x: [n, h, w, c]

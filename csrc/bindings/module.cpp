@@ -88,7 +88,7 @@ Conv2dShape conv2d_shape(const Shape& x, const Array& w, const Pair& strides,
   s.stride_h = strides[0], s.stride_w = strides[1];
   s.pad_top = padding[0], s.pad_left = padding[2];
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
-  s.groups = groups;
+  s.groups = static_cast<int32_t>(groups);
   s.bfloat16 = bfloat16;
   s.oh = output_size("height", s.h, s.kh, s.stride_h, padding[0], padding[1], s.dilation_h);
   s.ow = output_size("width", s.w, s.kw, s.stride_w, padding[2], padding[3], s.dilation_w);
