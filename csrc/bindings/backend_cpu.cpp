@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <iterator>
 #include <string>
 
 #include "../cpu/arithmetic.hpp"
@@ -46,32 +45,31 @@ double measure_peak(double seconds) {
   return best;
 }
 
+// The number of a name among those of an enumeration.
+template <class Enumeration, size_t count>
+Enumeration number_of(const char* const (&names)[count], const std::string& name,
+                      const std::string& expected) {
+  for (size_t i = 0; i < count; ++i) {
+    if (name == names[i]) return static_cast<Enumeration>(i);
+  }
+  throw py::value_error(expected + ". Received: '" + name + "'.");
+}
+
 // As in cpu::MathMode.
 constexpr const char* math_modes[] = {"fp32", "direct", "winograd4", "winograd6"};
 
 void set_math_mode(const std::string& mode) {
-  for (size_t i = 0; i < std::size(math_modes); ++i) {
-    if (mode != math_modes[i]) continue;
-    cpu::set_math_mode(static_cast<cpu::MathMode>(i));
-    return;
-  }
-  throw py::value_error(
-      "math_mode: expected 'fp32', 'direct', 'winograd4' or 'winograd6' on the device 'cpu'. "
-      "Received: '" +
-      mode + "'.");
+  cpu::set_math_mode(number_of<cpu::MathMode>(
+      math_modes, mode,
+      "math_mode: expected 'fp32', 'direct', 'winograd4' or 'winograd6' on the device 'cpu'"));
 }
 
 // As in cpu::PairMode.
 constexpr const char* pair_modes[] = {"fast", "never", "always"};
 
 void set_pair_mode(const std::string& mode) {
-  for (size_t i = 0; i < std::size(pair_modes); ++i) {
-    if (mode != pair_modes[i]) continue;
-    cpu::set_pair_mode(static_cast<cpu::PairMode>(i));
-    return;
-  }
-  throw py::value_error("pair_mode: expected 'fast', 'never' or 'always'. Received: '" + mode +
-                        "'.");
+  cpu::set_pair_mode(number_of<cpu::PairMode>(pair_modes, mode,
+                                              "pair_mode: expected 'fast', 'never' or 'always'"));
 }
 
 int thread_count(const char* name, int64_t count) {
@@ -89,11 +87,8 @@ void set_num_threads(int64_t count) { cpu::set_num_threads(thread_count("num_thr
 constexpr const char* fill_modes[] = {"nearest", "constant", "reflect", "wrap"};
 
 cpu::FillMode fill_mode_of(const std::string& name) {
-  for (size_t i = 0; i < std::size(fill_modes); ++i) {
-    if (name == fill_modes[i]) return static_cast<cpu::FillMode>(i);
-  }
-  throw py::value_error(
-      "fill_mode: expected 'nearest', 'constant', 'reflect' or 'wrap'. Received: '" + name + "'.");
+  return number_of<cpu::FillMode>(fill_modes, name,
+                                  "fill_mode: expected 'nearest', 'constant', 'reflect' or 'wrap'");
 }
 
 // Augmentation happens on the host whatever the device is, so this is no entry of the table.

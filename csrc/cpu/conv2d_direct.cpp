@@ -768,12 +768,13 @@ AxisGeometry col_geometry(const Conv2dShape& s) {
   return {s.w, s.ow, s.kw, s.stride_w, s.pad_left, s.dilation_w};
 }
 
-// Of numbers of bfloat16: whether half of the multiply-adds are worth a copy of the source, which
-// takes as long as some sixteen for every vector of it.
-bool pays_in_pairs(const TapConvolution& conv) {
+// Of numbers of bfloat16 in pairs, where half of the multiply-adds are worth a copy of the source,
+// which takes as long as some sixteen for every vector of it.
+TapConvolution paired(TapConvolution conv, bool bfloat16) {
   constexpr int64_t least = 16;
-  return multiplies_pairs(pairs_by_instruction) && conv.channels > 1 &&
-         conv.kernel_h * conv.kernel_w * conv.features >= least;
+  conv.in_pairs = bfloat16 && multiplies_pairs(pairs_by_instruction) && conv.channels > 1 &&
+                  conv.kernel_h * conv.kernel_w * conv.features >= least;
+  return conv;
 }
 
 // x with its padding, [n, padded_h, padded_w, c].
@@ -823,33 +824,32 @@ void conv2d_direct(const Conv2dShape& s, Activation activation, const float* x, 
   const AxisTaps rows = AxisTaps::forward(row_geometry(s));
   const AxisTaps cols = AxisTaps::forward(col_geometry(s));
   const int64_t c = s.c / s.groups, oc = s.oc / s.groups;
-  TapConvolution conv{.rows = rows,
-                      .cols = cols,
-                      .kernel_h = s.kh,
-                      .kernel_w = s.kw,
-                      .n = s.n,
-                      .groups = s.groups,
-                      .source = x,
-                      .source_mask = nullptr,
-                      .source_h = s.h,
-                      .source_w = s.w,
-                      .channels = c,
-                      .result = y,
-                      .result_h = s.oh,
-                      .result_w = s.ow,
-                      .features = oc,
-                      .bias = b,
-                      .relu = activation == Activation::relu,
-                      .weights = w,
-                      .weight_tap = c * s.oc,
-                      .weight_k = s.oc,
-                      .weight_f = 1,
-                      .weight_group = oc};
+  const TapConvolution conv{.rows = rows,
+                            .cols = cols,
+                            .kernel_h = s.kh,
+                            .kernel_w = s.kw,
+                            .n = s.n,
+                            .groups = s.groups,
+                            .source = x,
+                            .source_mask = nullptr,
+                            .source_h = s.h,
+                            .source_w = s.w,
+                            .channels = c,
+                            .result = y,
+                            .result_h = s.oh,
+                            .result_w = s.ow,
+                            .features = oc,
+                            .bias = b,
+                            .relu = activation == Activation::relu,
+                            .weights = w,
+                            .weight_tap = c * s.oc,
+                            .weight_k = s.oc,
+                            .weight_f = 1,
+                            .weight_group = oc};
   if (few_enough_for_rows(conv)) {
     run_rows(conv);
   } else {
-    conv.in_pairs = s.bfloat16 && pays_in_pairs(conv);
-    run(conv);
+    run(paired(conv, s.bfloat16));
   }
 }
 
@@ -863,34 +863,33 @@ void conv2d_direct_backward_data(const Conv2dShape& s, Activation activation, co
   const AxisTaps rows = AxisTaps::backward_data(row_geometry(s));
   const AxisTaps cols = AxisTaps::backward_data(col_geometry(s));
   const int64_t c = s.c / s.groups, oc = s.oc / s.groups;
-  TapConvolution conv{.rows = rows,
-                      .cols = cols,
-                      .kernel_h = s.kh,
-                      .kernel_w = s.kw,
-                      .n = s.n,
-                      .groups = s.groups,
-                      .source = dy,
-                      .source_mask = activation == Activation::relu ? y : nullptr,
-                      .source_h = s.oh,
-                      .source_w = s.ow,
-                      .channels = oc,
-                      .result = dx,
-                      .result_h = s.h,
-                      .result_w = s.w,
-                      .features = c,
-                      .bias = nullptr,
-                      .relu = false,
-                      // The kernel flipped: its last tap first.
-                      .weights = w + (s.kh * s.kw - 1) * c * s.oc,
-                      .weight_tap = -c * s.oc,
-                      .weight_k = 1,
-                      .weight_f = s.oc,
-                      .weight_group = oc};
+  const TapConvolution conv{.rows = rows,
+                            .cols = cols,
+                            .kernel_h = s.kh,
+                            .kernel_w = s.kw,
+                            .n = s.n,
+                            .groups = s.groups,
+                            .source = dy,
+                            .source_mask = activation == Activation::relu ? y : nullptr,
+                            .source_h = s.oh,
+                            .source_w = s.ow,
+                            .channels = oc,
+                            .result = dx,
+                            .result_h = s.h,
+                            .result_w = s.w,
+                            .features = c,
+                            .bias = nullptr,
+                            .relu = false,
+                            // The kernel flipped: its last tap first.
+                            .weights = w + (s.kh * s.kw - 1) * c * s.oc,
+                            .weight_tap = -c * s.oc,
+                            .weight_k = 1,
+                            .weight_f = s.oc,
+                            .weight_group = oc};
   if (few_enough_for_dots(conv)) {
     run_dots(conv);
   } else {
-    conv.in_pairs = s.bfloat16 && pays_in_pairs(conv);
-    run(conv);
+    run(paired(conv, s.bfloat16));
   }
 }
 
